@@ -27,7 +27,10 @@ PACKAGE = ROOT / "src" / "secateur"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 RECIPES = sorted(file for file in PACKAGE.glob("recipes/*/*.py") if file.stem != "__init__")
 # Written into the folder of a result, where no other code of ours may be.
-TRAVELLING = [PACKAGE / "formats" / "reload.py", *(PACKAGE / "formats" / "decilm").glob("*.py")]
+TRAVELLING = [
+    *(PACKAGE / "formats" / name for name in ("reload.py", "reshaped.py")),
+    *(PACKAGE / "formats" / "decilm").glob("*.py"),
+]
 CARD_KEYS = {"title", "paper", "cuts", "recovers", "extra", "family"}
 TWO_SCREENS = 120
 BINARY = {".png", ".ico", ".safetensors", ".gz", ".tgz", ".parquet", ".npz", ".onnx"}

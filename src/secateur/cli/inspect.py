@@ -91,7 +91,7 @@ COMMAND = Command(
         "batch": "sequences at a time, for FLOPs and the KV cache.",
         "length": "tokens per sequence.",
         "inputs": SHAPE,
-        "part": "of a model of several, such as one that reads images, too: language_model, say.",
+        "part": "of a model of several, such as one that reads images, too: language_model or vision_tower, say.",
         "score": "of a network, by which the least go: magnitude, l1, taylor, ..., or file.py:function.",
     },
     metavars=SCOPES,

@@ -42,7 +42,7 @@ COMMAND = Command(
         "inputs": SHAPE,
         "batch": "examples at a time, also while measuring; 32 if not given.",
         "score": "by which the least go: magnitude, l1, taylor, ..., or file.py:function.",
-        "part": "refused here: a part of a model of several is cut by secateur run RECIPE FOLDER --part NAME.",
+        "part": "of a model of several, such as one that reads images, too: vision_tower, projector, language_model.",
     },
     metavars=SCOPES,
     again=("budget", "protect"),

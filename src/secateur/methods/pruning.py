@@ -18,7 +18,7 @@ from secateur.methods.cutting import cut_with_retries
 from secateur.score import activation, gradient, magnitude, random, similarity
 from secateur.select import ranking
 from secateur.select.arrays import as_numpy
-from secateur.subjects.network import segments
+from secateur.subjects.network import parts, segments
 from secateur.subjects.network.opening import NetworkSource, open_network
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced, open_traced
@@ -100,6 +100,7 @@ def prune(
     normalise: ranking.Normalise | None = None,
     seed: int = 0,
     offsets: bool = False,
+    part: str | None = None,
 ) -> Pruned:
     """A smaller copy of `model`, and the receipt of what went; `model` stays as it is.
 
@@ -129,6 +130,9 @@ def prune(
             "zscore" or "rank".
         seed: of random scores.
         offsets: fold the constants that channels leave behind, at a batch norm's scale of 0, into what reads them.
+        part: cut this part of the model alone, such as the vision_tower or the projector of one that reads images and
+            texts: the budget is of the part, what it takes and gives stays as wide as it is, and the result is the
+            whole model with the smaller part in its place. `batches` are what the part gets.
 
     The cut is proved on the example inputs: its outputs equal those of the original with the same units silenced. What
     can't be cut, or has no score of this kind, stays, and the receipt's notes say why. Raises `ModelError` for a model
@@ -139,11 +143,15 @@ def prune(
     segments.refuse(budget)
     rate = make_scorer(score, batches, loss, seed)
     # What costs passes over data is not to be done again and again for cuts that fail: try them first.
-    subject = open_traced(open_network(model, example_inputs), protect=protect, prove=batches is not None)
+    if part is not None:
+        subject = parts.open_part(model, part, example_inputs)
+        subject.protect(protect)
+    else:
+        subject = open_traced(open_network(model, example_inputs), protect=protect, prove=batches is not None)
     _, small, cut = prune_subject(
         subject, budget, rate, multiple=multiple, shares=shares, scope=scope, normalise=normalise, offsets=offsets
     )
-    return Pruned(small, cut)
+    return Pruned(parts.assemble(small), cut)
 
 
 def prune_subject(

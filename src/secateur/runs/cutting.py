@@ -26,7 +26,8 @@ from secateur.errors import InputError, SecateurError
 from secateur.methods import pruning
 from secateur.recover.training import dense, objectives
 from secateur.runs import configs, executor, keywords
-from secateur.subjects.network import pretrained, segments
+from secateur.subjects.network import parts, pretrained, segments
+from secateur.subjects.network.configs import holders
 from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.shrinking import history
 from secateur.subjects.network.traced import Traced
@@ -79,12 +80,15 @@ def prune(
     for budget in budgets:
         segments.refuse(budget)
     pools, own = pruning.scope_of(scope), pruning.shares_of(shares)
+    if data is not None and (data.has_classes or data.targets) and history(subject.model).whole is not None:
+        raise InputError(f"a part of a model tells no classes or boxes, and {data.name} has some: say label=''")
     if looks < 1:
         raise InputError(f"looks={looks}: give at least one example for the score to look at")
     rate = _make_score(subject, data, score, looks=looks, batch=batch, seed=seed)
     whole = subject.copy()  # what turns out to stay is noted there
     whole.protect(protect)
     plain = pretrained.is_pretrained(history(subject.model).built_by) and pools == "local" and not own
+    plain = plain and bool(holders(subject.model))  # a projector has no config to describe it
     alike = plain if even is None else even
     choose = partial(
         pruning.prune_subject, rate=rate, multiple=multiple, shares=own, scope=pools, normalise=normalise or None,
@@ -94,8 +98,11 @@ def prune(
         cutting = partial(_cut_described, choose) if plain and alike else choose
         selection, small, cut = cutting(whole, budget)
         notes: tuple[str, ...] = () if data is not None else (_UNMEASURED,)
-        if pretrained.lacks_map(small, history(small.model).built_by):
+        result = parts.assemble(small, share=True)
+        if pretrained.lacks_map(result, history(result.model).built_by):
             notes += (_UNMAPPED,)
+        if not plain and result is not small and not pretrained.describes(result.model):
+            notes += (_WITH_CODE if pretrained.is_rebuilt(result, history(result.model).built_by) else _WITHOUT_CONFIG,)
         yield Result(str(budget), small, cut, dict(selection.spent), notes=notes)
 
 
@@ -125,6 +132,14 @@ _REBUILT = (
     "file travels with the result, and from_pretrained loads it with trust_remote_code=True; --no-even (even=False) "
     "lets each site keep its own number"
 )
+_WITH_CODE = (
+    "the config of the whole can't say what is left of its part: a modelling file travels with the result, and "
+    "from_pretrained loads it with trust_remote_code=True"
+)
+_WITHOUT_CONFIG = (
+    "the config of the whole can't say what is left of its part: the result is no plain folder, and secateur.load "
+    "opens it"
+)
 _REASON = "stays whole, so that the config says what is left"
 
 
@@ -143,7 +158,7 @@ def _cut_described(choose: _Choose, whole: Traced, budget: Budget) -> tuple[Sele
     """
     started = time.monotonic()
     plain = choose(whole, budget)
-    if pretrained.describes(plain[1].model):
+    if _describes(plain[1]):
         return plain
     free: dict[tuple[str, int], list[str]] = {}
     for site in whole.units().free():
@@ -157,18 +172,23 @@ def _cut_described(choose: _Choose, whole: Traced, budget: Budget) -> tuple[Sele
         trial.protect([name for group in left for name in free[group]], _REASON)
         try:
             selection, small, _ = choose(trial, budget, prove=False)
-            if not (_is_balanced(selection, plain[0]) and pretrained.describes(small.model)):
+            if not (_is_balanced(selection, plain[0]) and _describes(small)):
                 continue
             selection, small, cut = choose(trial, budget)
         except SecateurError:  # out of the budget's reach, or no cut
             continue
-        if _is_balanced(selection, plain[0]) and pretrained.describes(small.model):
+        if _is_balanced(selection, plain[0]) and _describes(small):
             said = ", ".join(f"{kind} of {count}" for kind, count in left)
             note = f"{said} stay whole, so that the config says what is left: --no-even (even=False) cuts them as well"
             return selection, small, replace(cut, notes=(*cut.notes, note))
     selection, small, cut = plain
-    rebuilt = pretrained.is_rebuilt(small, history(small.model).built_by)
+    rebuilt = pretrained.is_rebuilt(parts.assemble(small, share=True), history(small.model).built_by)
     return selection, small, replace(cut, notes=(*cut.notes, _REBUILT if rebuilt else _UNDESCRIBED))
+
+
+def _describes(subject: Traced) -> bool:
+    """Whether a config says what is left: of a part, that of the whole."""
+    return pretrained.describes(parts.assemble(subject, share=True).model)
 
 
 def _is_balanced(selection: Selection, plain: Selection) -> bool:

@@ -12,7 +12,7 @@ import hashlib
 import random
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from secateur._utils.disk import guard
 from secateur._utils.noting import keep_notes
 from secateur._utils.rundir import Run, read_record
 from secateur.data import examples
-from secateur.errors import InputError, RunError, UnsupportedError
+from secateur.errors import InputError, ModelError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.measure.latency import Phase, Timer
 from secateur.recover.training import lora
@@ -135,8 +135,9 @@ def run(
             CPU); eager if None.
         stream: leave a language model on the disk and read it block by block, for models larger than memory; time is
             not measured then. Only some recipes can.
-        part: of a model of several, such as one that reads images, too, the one that is cut: language_model, say. The
-            result is the whole model with that part in its place.
+        part: of a model of several, such as one that reads images, too, the one that is cut: language_model, say, or
+            by `secateur.runs.cutting.prune` vision_tower and projector. The result is the whole model with that part in
+            its place; budgets and figures are of the part.
         after: for recipes on what a training changed, what it made of the model: a folder, a Hub id, or the folder of a
             LoRA adapter on it.
         on_result: called with each budget's evidence as soon as its model is in place.
@@ -176,6 +177,8 @@ def run(
     backends.check_source(backend, model, function.__name__, part)
     if part is not None:
         _check_part(function, part, flags, model)
+        if inputs is not None:
+            raise InputError(f"inputs are of a whole network, and {part} gets what the whole gives it: leave them out")
         if device == "auto":
             raise InputError(f"device=auto splits a model that is cut whole, not its {part}: name one device, or none")
     backend = backends.of_recipe(function, stream=stream)
@@ -315,8 +318,16 @@ def _check_part(function: Callable[..., object], part: str, flags: Mapping[str, 
     A card says so under "parts": no, or the options that it takes, such as "scope=local, first=0"; behind "experts: "
     stands what counts where the model has experts.
     """
-    name = function.__name__
-    told = recipes.cards().get(name, {}).get("parts", "")
+    name, card = function.__name__, recipes.cards().get(function.__name__)
+    network = backends.of_recipe(function).has_inputs
+    with suppress(ModelError):  # whoever opens it is told
+        network = network or backends.of_part(model, part).has_inputs
+    if card is not None and network:
+        raise UnsupportedError(
+            f"{name} can't cut {part} by itself: `secateur prune MODEL --part {part} --budget params=70%` cuts it as "
+            "a network, without training"
+        )
+    told = (card or {}).get("parts", "")
     if told.startswith("experts: "):
         told = told.removeprefix("experts: ") if pretrained.has_experts(model) else ""
     if _describe_options(told, flags) != "":
@@ -612,7 +623,7 @@ def inspect(
     "reason"}], the kinds and the layers that can't go}.
     """
     keywords.check_counts(batch=batch, length=length)
-    backend = backends.of_source(model)
+    backend = backends.of_source(model) if part is None else backends.of_part(model, part)
     source = model if part is None else backend.open_part(model, part)
     return backend.inspect(source, batch=batch, length=length, **options)
 

@@ -481,7 +481,8 @@ def measure(
 
         names = ensembles.name_models(others)
     # A language model that was cut as a network is compared with its original as a network.
-    backend = backends.of_source(model if is_saved(model) else next(iter(others), model))
+    original = model if is_saved(model) else next(iter(others), model)
+    backend = backends.of_source(original) if part is None else backends.of_part(original, part)
     load: Callable[[Source], Source] = (
         partial(backend.load_any, device=device) if part is None else partial(backend.open_part, part=part)
     )

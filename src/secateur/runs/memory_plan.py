@@ -25,7 +25,10 @@ from secateur.recover.training import objectives
 from secateur.runs import keywords, memory_steps
 from secateur.score import gradient
 from secateur.subjects import Moe, Transformer
-from secateur.subjects.transformer import parts
+from secateur.subjects.network import parts as network_parts
+from secateur.subjects.network.recording import Example
+from secateur.subjects.network.traced import Traced
+from secateur.subjects.transformer import loading, parts
 from secateur.subjects.transformer.loading import check_outline, open_outline
 from secateur.vocabulary import Training
 
@@ -82,8 +85,9 @@ def estimate(
         length: tokens per sequence.
         device: where it would run, such as cuda.
         training: what else it is trained with, such as optimizer=adamw8bit,checkpointing=true,ema=0.999.
-        part: of models of several, such as those that read images, too, the one that is pruned: language_model, say.
-            The weights of the others stay in memory beside it.
+        part: of models of several, such as those that read images, too, the one that is pruned: language_model or
+            vision_tower, say. The weights of the others stay in memory beside it. What reads no texts gets one image or
+            sound at a time.
     """
     how = Training().merge(training)
     if not 0.0 < share <= 1.0:
@@ -98,12 +102,31 @@ def estimate(
     beside = 0.0
     if part is None:
         check_outline(model)
+    elif not parts.reads_tokens(model, part):
+        return _plan_part(loading.outline_any(model), part, f"{part} of {name}", share, device, how)
     else:
         make, beside = parts.outline_part(model, part)
         name = f"{part} of {name}"
     plan = plan_memory(make, name, share=share, batch=batch, length=length, device=device, training=how)
     weights, score, gradients, cut, trained = (value + beside for value in plan.stages().values())
     return MemoryPlan(name, plan.params, weights, score, gradients, cut, trained)
+
+
+def _plan_part(whole: PreTrainedModel, part: str, name: str, share: float, device: str, how: Training) -> MemoryPlan:
+    """The plan for a part of `whole`, which has no weights, that is cut as a network."""
+    path = network_parts.find_path(whole, part)
+    for example in network_parts.list_inputs(Traced(whole, Example()), path):
+        module = whole.get_submodule(path)
+        try:
+            plan = memory_steps.plan_network(module, (example.args, dict(example.kwargs)), how, device)
+        except Exception:  # whatever a class says against inputs of another layout
+            continue
+        params, own = _count(module)
+        beside, stages = _count(whole)[1] - own, {"cut": own * (1.0 + share), **plan}
+        return MemoryPlan(name, params, **{stage: value + beside for stage, value in stages.items()})
+    raise UnsupportedError(
+        f"the memory of {name} can't be planned: its passes need values; measure it with `secateur measure`"
+    )
 
 
 def plan_memory(

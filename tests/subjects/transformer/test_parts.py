@@ -22,6 +22,7 @@ from secateur.recipes.language.llm_pruner import llm_pruner
 from secateur.recipes.language.slicegpt import slicegpt
 from secateur.recipes.language.ziplm import ziplm
 from secateur.runs import memory_plan
+from secateur.subjects.network import parts as network_parts
 from secateur.subjects.transformer.origin import Origin, hash_folder
 from secateur.subjects.transformer.parts import count_features, open_part
 from secateur.subjects.transformer.small_copy import list_parts
@@ -180,6 +181,22 @@ def test_a_part_is_looked_at_and_measured_alone(tied: bool, tmp_path: Path) -> N
     assert plan.weights < plan.score < plan.training
 
 
+@pytest.mark.parametrize("name", ["vision_tower", "vision_config", "projector"])
+def test_a_part_that_reads_images_is_looked_at_alone(name: str, tmp_path: Path) -> None:
+    folder = str(tmp_path / "whole")
+    (model := make()).save_pretrained(folder)
+    part = model.model.multi_modal_projector if name == "projector" else model.model.vision_tower
+    size = sum(weight.numel() for weight in part.parameters())
+    assert inspect(folder, part=name)["cost"]["params"] == size
+    plan = memory_plan.estimate(folder, part=name)
+    assert (plan.model, plan.params) == (f"{name} of whole", size)
+    beside = plan.weights - 4 * sum(weight.numel() for weight in model.parameters())
+    assert 0 <= beside < 100, "with what lies beside it, and its buffers"
+    assert plan.weights < plan.score < plan.training
+    figures = measure(folder, folder, part=name, batch=1, pairs=6)
+    assert figures["model"]["params"].value == size
+
+
 def test_what_can_not_be_asked_of_a_part_is_said_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, part = str(tmp_path / "whole"), ("--part", "language_model")
     model = make()
@@ -192,7 +209,15 @@ def test_what_can_not_be_asked_of_a_part_is_said_in_a_line(tmp_path: Path, capsy
     assert cli.main(["estimate", folder, *part, "--length", "8"]) == 0
     assert capsys.readouterr().out.strip().startswith("language_model of whole, ")
     for words, told in (
-        (("estimate", folder, "--part", "vision_tower"), "no part 'vision_tower' that reads tokens"),
+        (("estimate", folder, "--part", "audio_tower"), "has no part 'audio_tower': it has vision_tower, multi_modal_"),
+        (
+            ("run", "ziplm", str(bare), "--part", "vision_tower", *rest[2:]),
+            "ziplm can't cut vision_tower by itself: `secateur prune MODEL --part vision_tower --budget params=70%`",
+        ),
+        (
+            ("run", "otov3", str(bare), *rest),
+            "otov3 can't cut language_model by itself: `secateur prune MODEL --part language_model",
+        ),
         (("estimate", folder), "--part language_model"),
         (("measure", str(tmp_path / "small"), "--against", folder), "cut a part of it, --part language_model"),
         (
@@ -209,7 +234,10 @@ def test_what_can_not_be_asked_of_a_part_is_said_in_a_line(tmp_path: Path, capsy
         (("run", "stun", str(bare), *rest, "--budget", "weights=50%"), "holds no .txt"),  # it has no experts
         (("run", "stun", str(mixed), *rest), "stun gives layers shapes of their own, .* say --uniform, or take"),
         (("run", "stun", str(mixed), *rest, "--uniform"), "holds no .txt"),
-        (("prune", folder, *part, "--budget", "params=50%", "--out", str(tmp_path / "o")), "run RECIPE FOLDER --part"),
+        (
+            ("prune", folder, *part, "--input", "1x8", "--budget", "params=50%", "--out", str(tmp_path / "o")),
+            "inputs are of a whole network, and language_model gets what the whole gives it: leave them out",
+        ),
         (("run", "shortgpt", str(bare), *rest, "--device", "auto"), "splits a model that is cut whole, not its"),
     ):
         assert cli.main(words) == 2
@@ -237,21 +265,27 @@ def test_a_run_on_a_part_leaves_the_whole_model_and_its_card_says_which_part(tmp
 
 
 def test_each_of_two_parts_of_one_class_has_its_own_config() -> None:
-    small = transformers.BertConfig(**SMALL, vocab_size=64)
-    config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(small, small)
-    model = transformers.EncoderDecoderModel(config)
-    assert {name: setting for name, (_, setting) in list_parts(model).items()} == {
-        "encoder": "encoder",
-        "decoder": "decoder",
-    }
+    config = transformers.T5GemmaModuleConfig(**SMALL, num_key_value_heads=2, head_dim=8, vocab_size=64).to_dict()
+    gemma = transformers.T5GemmaConfig(encoder=config, decoder=config, vocab_size=64)
+    model = transformers.T5GemmaForConditionalGeneration(gemma)
+    assert {name: setting for name, (_, setting) in list_parts(model).items()} == {"encoder": "encoder"}
+    with pytest.raises(UnsupportedError, match="--part decoder --budget params=70%` cuts it as a network"):
+        open_part(model, "decoder")  # which lacks what it attends to
+    assert network_parts.open_part(model, "decoder").units("heads")
 
 
 def test_what_a_part_cannot_have_is_said_in_a_line(tmp_path: Path) -> None:
     model = make()
     assert list(list_parts(model)) == ["language_model"]
-    for name in ("audio_tower", "vision_tower", "vision_config"):
-        with pytest.raises(InputError, match=f"no part '{name}' that reads tokens .*: it has language_model$"):
+    for name in ("vision_tower", "vision_config", "projector"):
+        with pytest.raises(
+            UnsupportedError, match=f"{name} of .* reads no tokens .*prune MODEL --part {name} --budget"
+        ):
             open_part(model, name)
+    with pytest.raises(
+        InputError, match="no part 'audio_tower': it has vision_tower, multi_modal_projector, language_"
+    ):
+        open_part(model, "audio_tower")
     subject = open_part(model, "language_model")
     unequal = "layers of unequal widths can't be saved within a Llava"
     with pytest.raises(UnsupportedError, match=unequal):

@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # torch takes seconds, and pages are cut without it
 
 __all__ = [
     "AnyBackend", "Backend", "Data", "Row", "Source", "axes_of", "check_source", "commonest_share",
-    "hash_model", "name_source", "of_folder", "of_recipe", "of_source", "of_subject", "resolve", "works_by_blocks",
+    "hash_model", "name_source", "of_folder", "of_part", "of_recipe", "of_source", "of_subject", "resolve",
+    "works_by_blocks",
 ]  # fmt: skip
 
 Row: TypeAlias = dict[str, Figure]
@@ -46,7 +47,8 @@ B = TypeVar("B")
 
 _GROUP = "secateur.backends"
 _LANGUAGE = "secateur.runs.backends.language:Language"
-_BUILT_IN = ("secateur.runs.backends.dataset:Datasets", "secateur.runs.backends.network:Network", _LANGUAGE)
+_NETWORK = "secateur.runs.backends.network:Network"
+_BUILT_IN = ("secateur.runs.backends.dataset:Datasets", _NETWORK, _LANGUAGE)
 """Asked in this order what they take, after those of other packages: any other name is a model's folder or Hub id."""
 
 
@@ -104,10 +106,7 @@ class Backend(Protocol[S, D, B]):
 
     def open_part(self, source: Source, part: str) -> S:
         """Open a part of a model of several as a subject."""
-        raise InputError(
-            f"part={part} is of language models in memory, not of {self.family}: leave it out, or cut the part by a "
-            f"recipe on language models, `secateur run RECIPE FOLDER --part {part} ...`"
-        )
+        raise InputError(f"part={part} is of a part of a model, which {self.family} don't have: leave it out")
 
     def open_pair(self, source: Source, after: Source) -> S:
         """Open a model and the one that a training made of it as one subject."""
@@ -313,6 +312,16 @@ def of_subject(subject: object, backend: AnyBackend) -> AnyBackend:
     """The `backend` that opened a subject, or the narrower one of that family which the subject itself names."""
     own = of_source(subject)
     return own if isinstance(own, type(backend)) else backend
+
+
+def of_part(source: Source, part: str) -> AnyBackend:
+    """The backend that opens a part of what a user gave: of one that reads no tokens, that of networks."""
+    backend = of_source(source)
+    if backend is not resolve(_LANGUAGE):
+        return backend
+    from secateur.subjects.transformer import parts  # which loads transformers
+
+    return backend if parts.reads_tokens(source, part) else resolve(_NETWORK)
 
 
 def of_folder(folder: Path) -> AnyBackend | None:

@@ -30,7 +30,7 @@ from secateur.recover.training.objectives import logits as logits_of
 from secateur.runs import memory_steps, sources
 from secateur.runs.backends import Backend, Row, commonest_share, hash_model
 from secateur.subjects import matrices as matrices_of
-from secateur.subjects.network import detectors, pretrained
+from secateur.subjects.network import detectors, parts, pretrained
 from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.files import write_program
 from secateur.subjects.network.opening import NetworkSource, is_saved, open_network, open_saved
@@ -90,6 +90,10 @@ class Network(Backend[Traced, Examples, Arguments]):
         subject = detectors.open_detector(found)
         remember(subject.model, replace(history(subject.model), built_by=history(found.model).built_by))
         return subject
+
+    def open_part(self, source: NetworkSource, part: str) -> Traced:
+        """The part of that name, see `subjects.network.parts`."""
+        return parts.open_part(source, part)
 
     def reopen(self, source: NetworkSource, original: Traced, device: str | None = None) -> Traced:
         """Another network on the inputs of `original`, or the folder of one that was cut from it."""
@@ -270,6 +274,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         it came from one, and its config or a modelling file describes it. Else what came from there has its tokenizer,
         processor and licence beside it, and no program where none can be made.
         """
+        subject = parts.assemble(subject, share=True)
         original = history(subject.model).built_by
         known = pretrained.is_pretrained(original)
         if known and pretrained.save(subject, folder, original):

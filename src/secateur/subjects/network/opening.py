@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from secateur._utils import devices, modes, plugins, rundir
 from secateur.errors import InputError, ModelError, SecateurError, UnsupportedError
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NetworkSource", "build_network", "is_saved", "load_saved", "open_network", "open_saved"]
 
-First: TypeAlias = Callable[[nn.Module], Tensor]
-"""The first inputs of the data, which may depend on how the module takes them."""
+First: TypeAlias = Callable[[nn.Module], object]
+"""Inputs where none come along, such as the first of the data, which may depend on how the module takes them."""
 NetworkSource: TypeAlias = str | Path | nn.Module | Traced
 """A module, a subject, "file.py:function" or "package.module:function", or the folder of a saved cut."""
 

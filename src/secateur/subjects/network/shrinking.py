@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from secateur.subjects.network.attributes import changed_numbers, has_role
 from secateur.subjects.network.coupling import Coupling
 from secateur.subjects.network.labels import Flow, Scaling
 from secateur.subjects.network.recording import WIDENED, tensors_of
+
+if TYPE_CHECKING:
+    from secateur.subjects.network.parts import Whole
 
 __all__ = ["History", "Plan", "history", "plan", "remember", "shrink", "twin"]
 
@@ -83,6 +86,20 @@ class Plan:
             raise ModelError(f"the file of a cut is damaged: {error!r}; save the result again") from error
         return cls(tensors, **others)
 
+    def within(self, path: str) -> Plan:
+        """The same cut of a network that holds this one at `path`."""
+
+        def place(name: str) -> str:
+            return f"{path}.{name}" if name else path
+
+        places = {
+            key: tuple((place(name), *rest) for name, *rest in getattr(self, key))
+            for key in ("attributes", "scaled", "absent", "bits", "config")
+        }
+        names = {key: tuple(map(place, getattr(self, key))) for key in ("biases", "missing", "unfolded")}
+        tensors = {place(name): dims for name, dims in self.tensors.items()}
+        return replace(self, tensors=tensors, **places, **names)  # type: ignore[arg-type]
+
     @property
     def rescaled(self) -> frozenset[str]:
         """The modules whose results are larger or smaller than they were."""
@@ -117,6 +134,8 @@ class History:
     """How many channels the last cut has left, as it counted them."""
     built_by: str = ""
     """The function that builds the original, "file.py:function"; "" where it was given as a module."""
+    whole: Whole | None = None
+    """Of a part of a network, see `parts`: what it was taken from. No file says so."""
 
     def __deepcopy__(self, memo: object) -> History:
         return self

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from secateur._utils.modes import evaluating
-from secateur.errors import InputError, UnsupportedError
+from secateur.errors import UnsupportedError
+from secateur.subjects.network.parts import find_path, find_shared
 from secateur.subjects.network.pretrained import copy_beside
-from secateur.subjects.transformer import cutting, dequantising, loading, saving
+from secateur.subjects.transformer import cutting, dequantising, loading, reshaped, saving
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout, Widths
@@ -27,9 +27,10 @@ from secateur.subjects.transformer.small_copy import list_parts
 if TYPE_CHECKING:
     from secateur.subjects.transformer.subject import Transformer
 
-__all__ = ["Whole", "count_features", "open_part", "outline_part"]
+__all__ = ["Whole", "count_features", "open_part", "outline_part", "reads_tokens"]
 
 _HEAD = "lm_head.weight"
+_ADVICE = "`secateur prune MODEL --part {} --budget params=70%` cuts it as a network, without training"
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +102,10 @@ class Whole:
         origin = part.origin.describe(part.layout)  # before the files that it speaks of are overwritten
         folder.mkdir(parents=True, exist_ok=True)
         with saving.quiet_progress(sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())):
-            model.save_pretrained(folder)
+            if saving.is_reshaped(model.config):
+                reshaped.save(model, folder)
+            else:
+                model.save_pretrained(folder)
         (folder / saving.MAP).write_text(origin, encoding="utf-8")
         if self.folder is not None:
             copy_beside(self.folder, folder)
@@ -121,13 +125,16 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
     assert isinstance(base, PreTrainedModel)
     inside = {f"{path}.{inner}": inner for inner in base.state_dict()}
     alone, names = _add_head(model, base, path)
-    for first, second in _find_shared(model, set(inside) | set(names.values())):
+    for first, second in find_shared(model, set(inside) | set(names.values())):
         if second == _name_head(model):
             continue  # of embeddings, of which nothing is cut, and which the head follows
         raise UnsupportedError(
             f"{first} and {second} share their weights, so {name} can't be cut alone: save them apart"
         )
-    family = find_family(saving.plain_class(type(alone)), alone.config)
+    try:
+        family = find_family(saving.plain_class(type(alone)), alone.config)
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{error}: {_ADVICE.format(name)}") from error
     width = "what other parts give it is as wide as its channels"
     family = replace(family, whole={**_find_outside(model, path, setting, family), **family.whole, "channels": width})
     features = count_features(model.config)
@@ -143,14 +150,31 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
     return subject
 
 
-def _find_part(model: PreTrainedModel, name: str) -> tuple[str, str]:
-    """(path, the config's name) of a part. Raises `InputError` where it is not there."""
+def reads_tokens(source: str | Path | PreTrainedModel, name: str) -> bool:
+    """Whether the part `name` of a model is one that `open_part` opens. Raises `InputError` where it is not there."""
+    model = source if isinstance(source, PreTrainedModel) else loading.outline_any(source)
+    return _match_part(model, name) is not None
+
+
+def _match_part(model: PreTrainedModel, name: str) -> tuple[str, str] | None:
+    """(path, the config's name) of a part that reads tokens; None of another. Raises as `find_path` does."""
     parts = list_parts(model)
-    name = next((part for part, (_, setting) in parts.items() if setting == name), name)
-    if name not in parts:
-        there = f"it has {', '.join(parts)}" if parts else "it has none"
-        raise InputError(f"{type(model).__name__} has no part {name!r} that reads tokens and has a config: {there}")
-    return parts[name]
+    setting = next((found for found in parts.values() if found[1] == name), None)
+    if setting is not None or name in parts:
+        return setting or parts[name]
+    path = find_path(model, name)
+    return next((found for found in parts.values() if found[0] == path), None)
+
+
+def _find_part(model: PreTrainedModel, name: str) -> tuple[str, str]:
+    """(path, the config's name) of a part. Raises `InputError` where it is not there, and where it reads no tokens."""
+    found = _match_part(model, name)
+    if found is None:
+        raise UnsupportedError(
+            f"{name} of {type(model).__name__} reads no tokens by itself, as recipes on language models need: "
+            f"{_ADVICE.format(name)}"
+        )
+    return found
 
 
 def outline_part(source: str | Path, name: str) -> tuple[Callable[[], Transformer], float]:
@@ -281,15 +305,3 @@ def _gives_same(model: PreTrainedModel, alone: PreTrainedModel) -> bool:
             return True
         ours = alone(input_ids=tokens, use_cache=False).logits
     return bool((ours - theirs).abs().max() <= 0.05 * theirs.abs().max())
-
-
-def _find_shared(model: PreTrainedModel, inside: set[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of tensors, the first of them of the part, that are one."""
-    owners: dict[int, str] = {}
-    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    for name, tensor in named.items():
-        if name in inside:
-            owners[tensor.data_ptr()] = name
-    for name, tensor in named.items():
-        if name not in inside and tensor.data_ptr() in owners:
-            yield owners[tensor.data_ptr()], name

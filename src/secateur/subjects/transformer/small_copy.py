@@ -122,7 +122,10 @@ def find_stacks(model: PreTrainedModel) -> list[str]:
 
 
 def list_parts(model: PreTrainedModel) -> dict[str, tuple[str, str]]:
-    """Name -> (path, the config's name) of the parts that read tokens and have a config, the outermost ones."""
+    """Name -> (path, the config's name) of the parts that read tokens and have a config, the outermost ones.
+
+    Without the decoder of an encoder: by itself it lacks what it attends to.
+    """
     found: dict[str, tuple[str, str]] = {}
     settings = [name for name, value in vars(model.config).items() if isinstance(value, PretrainedConfig)]
     for path, module in model.named_modules():
@@ -139,7 +142,14 @@ def list_parts(model: PreTrainedModel) -> dict[str, tuple[str, str]]:
             found[path.rpartition(".")[2]] = (path, setting)
     modules = {name: model.get_submodule(path) for name, (path, _) in found.items()}
     # Not by `main_input_name`, which is "input_ids" of classes that say nothing.
-    return {name: found[name] for name in found if "input_ids" in inspect.signature(modules[name].forward).parameters}
+    needing = {
+        name for name in found if has_encoder(model.config) and getattr(modules[name].config, "is_decoder", False)
+    }
+    return {
+        name: found[name]
+        for name in found
+        if name not in needing and "input_ids" in inspect.signature(modules[name].forward).parameters
+    }
 
 
 def _holds_layers(module: nn.Module) -> bool:
