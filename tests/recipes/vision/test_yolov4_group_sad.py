@@ -164,7 +164,11 @@ def test_all_stages_run_and_resume(tmp_path):
 @pytest.mark.parametrize(
     ("budgets", "options", "words"),
     [
-        (("params=1%",), {}, r"params can go down to .*; allow more, or lower layer_keep or least, or allow feeders"),
+        (
+            ("params=1%",),
+            {},
+            r"params can go down to .*; ask for params=[0-9.]+% .*, or lower layer_keep or least, or allow feeders",
+        ),
         (("params=60%", "params=1%"), {}, "params=1% can't be met"),
         (("params=60%", "params=100%"), {}, "params=100% would change nothing"),
         (("params=60%",), {"layer_keep": 0.9}, "params can go down to"),

@@ -124,7 +124,7 @@ def test_widths_of_eight_and_a_global_baseline_with_floors(tmp_path):
 @pytest.mark.parametrize(
     ("budgets", "options", "words"),
     [
-        (("channels=1%",), {}, r"channels can go down to .*; allow more, or lower least=2"),
+        (("channels=1%",), {}, r"channels can go down to .*; ask for channels=[0-9.]+% or more, or lower least=2"),
         (("channels=50%", "channels=1%"), {}, "channels=1% can't be met"),
         (("channels=50%", "channels=100%,params=100%"), {}, "channels=100%,params=100% would change nothing"),
         (("speedup=2x",), {}, "latency has no cost here"),

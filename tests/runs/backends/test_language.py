@@ -389,5 +389,9 @@ def test_what_is_cached_out_of_sight_is_not_measured_and_refused_only_as_a_budge
     (row,) = executor.run("magnitude", subject, texts, "weights=50%", tmp_path / "out", batch=1, length=8)
     assert row.verdict == "met"
     assert not {"kv_cache", "memory"} & {*row.before, *row.after}
-    assert [note for note in row.cut.notes if why in note and note.startswith("KV cache, Memory: not measured: ")]
+    assert [
+        note
+        for note in row.cut.notes
+        if why in note and note.startswith("KV cache, State cache, Memory: not measured: ")
+    ]
     assert any(why in note for note in measuring.measure(subject, batch=1, length=8).notes)
