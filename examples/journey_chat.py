@@ -4,7 +4,7 @@
 
 Sentences come from the Brown corpus where npm is there, else from Python's own prose: each chat asks what a sentence
 is like. A model of Qwen3's architecture and 20 million parameters learns to answer, is made smaller by the command that
-a user would type, and answers in a process that knows nothing of secateur. Takes some four minutes on two cores.
+a user would type, and answers in a process that knows nothing of secateur. Takes some ten minutes on two cores.
 """
 
 from __future__ import annotations
