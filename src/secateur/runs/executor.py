@@ -209,6 +209,7 @@ def run(
     notes += [f"{look}, with {', '.join(f'{key}={value}' for key, value in less.items())}"] if less else []
     notes += [f"worked out by {processes} processes"] if processes > 1 else []
     place = backend.environment(subject, flags.get("batch", batch), flags.get("length", length), threads, device)
+    notes += backends.note_rows(backend, flags.get("batch", batch), place)
     place = replace(place, phase=flags.get("environment") or environment or place.phase)
     place = replace(place, timer=flags.get("timer") or timer or place.timer)
     backend.check_clock(subject, place)

@@ -512,6 +512,7 @@ def measure(
     if several:
         ensembles.check_models(backend, subject, dict(zip(names, others, strict=True)), here)
     rows = Figures({"model": {}})
+    rows.notes += tuple(backends.note_rows(backend, batch, place))
     for number, other in enumerate(others):
         with with_threads(place):
             before, after, both, notes = Reference(backend, other, place, corpus, pairs).compare(subject)

@@ -12,19 +12,21 @@ import yaml
 from torch import nn
 
 import yolo
+from secateur import measure
 from secateur._utils import modes
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError, RunError, UnsupportedError
 from secateur.measure import latency, loyalty
-from secateur.runs import cutting, executor, measuring
+from secateur.runs import backends, cutting, executor, measuring
 from secateur.runs.backends.network import Network
 from secateur.runs.distilling import models
 from secateur.score import magnitude
 from secateur.select import ranking
 from secateur.subjects import Traced
 from secateur.subjects.network import detectors
+from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import open_traced
 from secateur.vocabulary import Budget, Result
 from strangers import run_without_secateur
@@ -340,6 +342,19 @@ def test_a_network_is_measured_on_the_device_that_is_asked_for_and_stays_where_i
     with pytest.raises(ZeroDivisionError):
         executor.run(cutting.prune, subject, None, "channels=50%", place / "there", device="meta")
     assert asked == ["meta"] * 4
+
+
+def test_rows_that_belong_together_are_measured_as_they_are_given(place):
+    class Rows(nn.Sequential):
+        def forward(self, x, sizes):
+            return super().forward(x)[: int(sizes.sum())]
+
+    together = open_traced(Rows(nn.Linear(4, 8), nn.Linear(8, 3)), (torch.rand(6, 4), torch.tensor([2, 4])))
+    assert Network().environment(together, 32, None, 1).batch == 6
+    assert measure(together, batch=5).notes == ("measured on 6 rows, as the example inputs have, for 5 don't fit them",)
+    either = Traced(nn.Bilinear(4, 4, 3), Example.of((torch.rand(6, 4), torch.rand(6, 4))))
+    assert Network().environment(either, 32, None, 1).batch == 32
+    assert backends.note_rows(Network(), None, latency.Environment(32)) == []
 
 
 def test_modules_are_measured_as_they_are(place):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # torch takes seconds, and pages are cut without it
 
 __all__ = [
     "AnyBackend", "Backend", "Data", "Row", "Source", "axes_of", "check_source", "commonest_share",
-    "hash_model", "name_source", "of_folder", "of_part", "of_recipe", "of_source", "of_subject", "resolve",
+    "hash_model", "name_source", "note_rows", "of_folder", "of_part", "of_recipe", "of_source", "of_subject", "resolve",
     "works_by_blocks",
 ]  # fmt: skip
 
@@ -360,6 +360,12 @@ def name_source(source: Source) -> str:
 def commonest_share(labels: Sequence[object]) -> dict[str, float]:
     """The accuracy of an answer that is always the commonest of `labels`."""
     return {"accuracy": max(Counter(labels).values()) / len(labels)} if len(labels) else {}
+
+
+def note_rows(backend: AnyBackend, asked: int | None, environment: Environment) -> list[str]:
+    """A note where `Backend.environment` has another batch than was asked for, or than is its default."""
+    asked, rows = asked or backend.batch, environment.batch
+    return [] if rows == asked else [f"measured on {rows} rows, as the example inputs have, for {asked} don't fit them"]
 
 
 def hash_model(text: str, model: nn.Module) -> str:

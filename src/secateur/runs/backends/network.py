@@ -133,11 +133,18 @@ class Network(Backend[Traced, Examples, Arguments]):
     def environment(
         self, subject: Traced, batch: int | None, length: int | None, threads: int | None, device: str | None = None
     ) -> latency.Environment:
-        """Where the subject is measured: on the CPU unless a device is given; networks have no `length`."""
+        """Where the subject is measured: on the CPU unless a device is given; networks have no `length`.
+
+        On as many rows as the example inputs have where these belong together, see `_is_repeatable`.
+        """
         if length is not None:
             raise InputError(f"length={length}: a network takes inputs as they are; leave it out")
         kind = next((str(p.dtype).removeprefix("torch.") for p in subject.model.parameters()), "float32")
-        return latency.Environment(batch or self.batch, None, threads or torch.get_num_threads(), device or "cpu", kind)
+        place = latency.Environment(
+            batch or self.batch, None, threads or torch.get_num_threads(), device or "cpu", kind
+        )
+        rows = _list_rows(subject)
+        return place if _is_repeatable(self, subject, rows) else replace(place, batch=rows[0])
 
     def digest(self, subject: Traced) -> str:
         """sha256 of the structure as it prints, and of every tensor."""
@@ -439,6 +446,24 @@ def run_network(subject: Traced, batch: Any) -> Any:
         args, kwargs = devices.move(batch, model)
         return model(*args, **kwargs)
     return subject.inputs.ask(model, batch["inputs"] if isinstance(batch, Mapping) else batch)
+
+
+def _list_rows(subject: Traced) -> list[int]:
+    """How many rows each tensor of the example inputs has."""
+    given = tree_leaves((subject.inputs.args, dict(subject.inputs.kwargs)))
+    return [len(leaf) for leaf in given if isinstance(leaf, Tensor) and leaf.dim()]
+
+
+def _is_repeatable(backend: Network, subject: Traced, rows: Sequence[int]) -> bool:
+    """Whether twice as many rows give twice as much, unlike patches of one image beside a grid of how they lie."""
+    if len(set(rows)) < 2:
+        return True
+    sizes = list[int]()
+    with suppress(Exception), torch.no_grad():
+        for many in (rows[0], 2 * rows[0]):
+            output = backend.forward(subject, backend.make_example(subject, latency.Environment(many, None)))
+            sizes.append(len(_first_tensor(output)))
+    return len(sizes) == 2 and sizes[1] == 2 * sizes[0]
 
 
 def _answer_logits(answer: Callable[[object], object], batch: object) -> Tensor:
