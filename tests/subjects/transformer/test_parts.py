@@ -14,19 +14,22 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForImageTextToText
 
 import tiny
-from secateur import cli, inspect, measure, run
+from secateur import cli, inspect, load, measure, run
 from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
 from secateur.errors import InputError, UnsupportedError
 from secateur.recipes.language.llm_pruner import llm_pruner
 from secateur.recipes.language.slicegpt import slicegpt
 from secateur.recipes.language.ziplm import ziplm
-from secateur.runs import memory_plan
+from secateur.runs import backends, memory_plan
+from secateur.runs.backends.language import Language
+from secateur.runs.backends.network import Network
 from secateur.subjects.network import parts as network_parts
 from secateur.subjects.transformer.origin import Origin, hash_folder
 from secateur.subjects.transformer.parts import count_features, open_part
 from secateur.subjects.transformer.small_copy import list_parts
 from secateur.vocabulary import Budget, Selection
+from strangers import run_without_secateur
 
 _TEXT = {
     "model_type": "llama",
@@ -243,6 +246,50 @@ def test_what_can_not_be_asked_of_a_part_is_said_in_a_line(tmp_path: Path, capsy
         assert cli.main(words) == 2
         assert re.search(told, " ".join(capsys.readouterr().err.split())), words
     assert not (tmp_path / "o").exists()
+
+
+FRESH = """
+import os, torch
+os.environ["HF_MODULES_CACHE"] = os.getcwd()
+from transformers import AutoModelForImageTextToText
+model, report = AutoModelForImageTextToText.from_pretrained("both", trust_remote_code=True, output_loading_info=True)
+assert not any(report.values()), report
+torch.save(model.eval()(**torch.load("batch.pt")).logits, "logits.pt")
+"""
+
+
+def test_the_language_model_beside_a_cut_tower_is_cut_by_recipes(tmp_path: Path) -> None:
+    make().save_pretrained(tmp_path / "whole")
+    words = ("--part", "projector", "--budget", "params=70%", "--quick", "--out", str(tmp_path / "small"))
+    assert cli.main(["prune", str(tmp_path / "whole"), *words]) == 0
+    assert (tmp_path / "small" / "modeling_secateur.py").is_file()
+    assert isinstance(backends.of_part(tmp_path / "small", "language_model"), Language)
+    subject = open_part(tmp_path / "small", "language_model")
+    neurons = {f"layers.{layer}.neurons": np.arange(48) < 32 for layer in range(3)}
+    cut, _ = subject.cut(Selection({**neurons, "layers": np.array([True, False, True])}))
+    cut.model.model.layers[0].mlp.up_proj.weight.data[:, ::2] = 0  # as wanda leaves it
+    cut.save(tmp_path / "both")
+    batch = cut.example(2, 7)
+    batch["input_ids"].clamp_(max=59)
+    torch.save(dict(batch), tmp_path / "batch.pt")
+    run_without_secateur(FRESH, tmp_path)
+    logits = torch.load(tmp_path / "logits.pt", weights_only=True)
+    torch.testing.assert_close(logits, cut.forward(batch).prediction)
+    sizes = [load(tmp_path / name).model.multi_modal_projector.linear_1.out_features for name in ("small", "both")]
+    assert sizes[0] == sizes[1] < 32
+
+
+def test_recipes_cut_the_language_model_of_one_that_takes_an_image_first(tmp_path: Path) -> None:
+    text = transformers.OPTConfig(hidden_size=16, ffn_dim=16, num_hidden_layers=2, num_attention_heads=2, vocab_size=64)
+    sizes = {name: value for name, value in _IMAGE.items() if name != "model_type"}
+    config = transformers.Blip2Config(
+        vision_config=sizes, qformer_config=sizes | {"vocab_size": 64}, text_config=text.to_dict()
+    )
+    transformers.Blip2ForConditionalGeneration(config).save_pretrained(tmp_path)
+    assert isinstance(backends.of_source(tmp_path), Network)
+    assert isinstance(backends.of_part(tmp_path, "language_model"), Language)
+    assert isinstance(backends.of_part(tmp_path, "vision_model"), Network)
+    assert open_part(tmp_path, "language_model").units("neurons")
 
 
 def test_a_run_on_a_part_leaves_the_whole_model_and_its_card_says_which_part(tmp_path: Path) -> None:

@@ -315,13 +315,18 @@ def of_subject(subject: object, backend: AnyBackend) -> AnyBackend:
 
 
 def of_part(source: Source, part: str) -> AnyBackend:
-    """The backend that opens a part of what a user gave: of one that reads no tokens, that of networks."""
-    backend = of_source(source)
-    if backend is not resolve(_LANGUAGE):
+    """The backend that opens a part of what a user gave: of one that reads no tokens, that of networks.
+
+    Of a model of transformers the part decides alone: its whole may read images first.
+    """
+    backend, ours = of_source(source), [resolve(_LANGUAGE), resolve(_NETWORK)]
+    from secateur.subjects.network.pretrained import is_pretrained  # which loads torch
+
+    if backend is not ours[0] and not (backend is ours[1] and is_pretrained(source)):
         return backend
     from secateur.subjects.transformer import parts  # which loads transformers
 
-    return backend if parts.reads_tokens(source, part) else resolve(_NETWORK)
+    return ours[0] if parts.reads_tokens(source, part) else ours[1]
 
 
 def of_folder(folder: Path) -> AnyBackend | None:
