@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import transformers
 from torch import nn
 
 import secateur
+from secateur import cli
 from secateur._utils.rundir import Run
 from secateur.errors import InputError, UnsupportedError
 from secateur.runs import cutting
@@ -103,6 +106,17 @@ def test_a_part_is_cut_in_its_whole_which_loads_without_secateur(
     assert again.units().cost()["params"] == result.cut.after["params"]
 
 
+def test_patches_of_an_image_are_measured_as_they_lie_in_its_grid(tmp_path: Path) -> None:
+    make_qwen().save_pretrained(tmp_path / "whole")
+    words = ("--part", "vision_tower", "--budget", "params=80%", "--quick", "--out", str(tmp_path / "small"))
+    assert cli.main(["prune", str(tmp_path / "whole"), *words]) == 0
+    (row,) = json.loads((tmp_path / "small" / "evidence.json").read_text())["results"]
+    assert row["environment"]["measured_at"].startswith("batch 16, ")
+    told = "measured on 16 rows, as the example inputs have, for 32 don't fit them"
+    assert told in row["cut"]["notes"]
+    assert secateur.load(tmp_path / "small").model.visual.merger.linear_fc1.out_features < 64
+
+
 def test_a_model_in_memory_gets_a_smaller_part_and_stays_as_it_is() -> None:
     torch.manual_seed(0)
     model = make_llava()
@@ -145,3 +159,71 @@ def test_a_part_of_any_network_is_cut_on_what_the_whole_gives_it() -> None:
         secateur.prune(whole, torch.randn(2, 8), part="ear")
     with pytest.raises(InputError, match=r"has 2 parts called '0', .*: name one by its path"):
         parts.find_path(nn.ModuleDict({"a": nn.Sequential(nn.Linear(2, 2)), "b": nn.Sequential(nn.Linear(2, 2))}), "0")
+
+
+def make_t5() -> transformers.PreTrainedModel:
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 1, "num_heads": 4, "vocab_size": 64}
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, decoder_start_token_id=0)).eval()
+
+
+def test_weights_that_parts_share_are_one_in_the_result() -> None:
+    whole = make_t5()
+    small, _ = secateur.prune(whole, budget="params=90%", part="decoder")
+    assert small.decoder.embed_tokens.weight is small.shared.weight is small.encoder.embed_tokens.weight
+    assert small.shared.weight is not whole.shared.weight
+    again = parts.assemble(parts.open_part(whole, "decoder"), share=True).model
+    assert again.decoder.embed_tokens.weight is again.shared.weight is again.encoder.embed_tokens.weight
+
+
+class Tower(nn.Module):
+    """Stages of blocks that add to one hidden size, which the tower's output does not have."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(4, 8), nn.Linear(8, 6)
+        stage = nn.Module()
+        stage.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(blocks)
+        )
+        self.stages = nn.ModuleList([stage])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.stages[0].blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_the_hidden_size_stays_in_blocks_of_stages_and_in_a_single_layer(blocks: int) -> None:
+    whole = nn.Sequential(OrderedDict(tower=Tower(blocks), tongue=nn.Linear(6, 3)))
+    small, _ = secateur.prune(whole, torch.randn(2, 4), "channels=50%", part="tower")
+    assert [tuple(layer.weight.shape) for layer in (small.tower.stem, small.tower.head)] == [(8, 4), (6, 8)]
+    assert all(block[0].out_features == 8 for block in small.tower.stages[0].blocks)
+
+
+def test_only_what_leads_from_a_tower_to_the_tongue_is_a_projector() -> None:
+    text = transformers.OPTConfig(hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    image = {**sizes, "image_size": 8, "patch_size": 4}
+    speech = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 64, "pad_token_id": 0}
+    speech |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    asking = transformers.Blip2Config(
+        vision_config=image, qformer_config={**sizes, "vocab_size": 64}, text_config=text.to_dict()
+    )
+    blind = [
+        transformers.T5ForConditionalGeneration(make_t5().config),
+        transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**speech)),
+        transformers.Blip2ForConditionalGeneration(asking),
+    ]
+    for model in blind:
+        with pytest.raises(InputError, match="has no part 'projector': it has"):
+            parts.find_path(model, "projector")
+    sees = {"vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16, **image}
+    reads = {**sizes, "intermediate_size_mlp": 16, "vocab_size": 64, "num_key_value_heads": 1, "head_dim": 8}
+    reads |= {"num_local_experts": 2, "pad_token_id": 0}
+    llama = transformers.Llama4Config(vision_config=sees, text_config=reads)
+    with torch.device("meta"):
+        assert (
+            parts.find_path(transformers.Llama4ForConditionalGeneration(llama), "projector") == "multi_modal_projector"
+        )

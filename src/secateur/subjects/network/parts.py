@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -78,7 +78,8 @@ def open_part(source: NetworkSource, name: str, inputs: object = None) -> Traced
 def assemble(subject: Traced, *, share: bool = False) -> Traced:
     """The whole with the part `subject` in its place, cuts and config included; what `open_part` took stays as it is.
 
-    share: the other weights are those of the whole, and no copies. What is no part is returned itself.
+    share: the other weights are those of the whole, and no copies. Weights of the whole that are one with some of the
+    part stay so. What is no part is returned itself.
     """
     whole = history(subject.model).whole
     if whole is None:
@@ -90,6 +91,9 @@ def assemble(subject: Traced, *, share: bool = False) -> Traced:
     memo: dict[int, object] = {id(part): small}
     memo |= {id(config): small.config for config in _list_configs(before, part)}
     memo |= {id(tensor): tensor for tensor in tensors_of(before).values()} if share else {}
+    inside, whole_weights = tensors_of(small), dict(before.named_parameters(remove_duplicate=False))
+    shared = find_shared(before, {f"{whole.path}.{inner}" for inner in inside})
+    memo |= {id(whole_weights[second]): inside[first.removeprefix(f"{whole.path}.")] for first, second in shared}
     model, said = copy.deepcopy(before, memo), history(before)
     remember(model, replace(said, plans=(*said.plans, *plans), channels=None))
     return Traced(model, whole.network.inputs)
@@ -116,13 +120,18 @@ def find_path(model: nn.Module, name: str) -> str:
     if not found and meant.get(name):
         found = [meant[name]]
     there = _list_names(model)
-    if not found and name == _PROJECTOR:
-        found = [path for path in there if path not in meant.values()]
+    if not found and name == _PROJECTOR and (meant.get("vision_tower") or meant.get("audio_tower")):
+        found = [path for path in there if not _is_model(paths[path], [paths.get(coder) for coder in meant.values()])]
     if len(found) != 1:
         listed = ", ".join(path.rpartition(".")[2] for path in there) or "none"
         several = f"{len(found)} parts called {name!r}, {', '.join(found[:3])}: name one by its path" if found else ""
         raise InputError(f"{type(model).__name__} has {several or f'no part {name!r}: it has {listed}'}")
     return str(found[0])
+
+
+def _is_model(module: nn.Module, coders: Sequence[nn.Module | None]) -> bool:
+    """Whether it is a model by itself, such as a Q-Former, or holds one of `coders`: then it is no projector."""
+    return hasattr(module, "save_pretrained") or any(one is coder for one in module.modules() for coder in coders)
 
 
 def _list_outputs(module: nn.Module, inputs: object, output: object) -> object:
@@ -132,15 +141,24 @@ def _list_outputs(module: nn.Module, inputs: object, output: object) -> object:
 
 
 def _find_streams(subject: Traced) -> list[str]:
-    """Sites of channels to which several layers of a list add: a hidden size, as the rest of the whole knows it."""
+    """Sites of channels to which several layers of a list add: a hidden size, as the rest of the whole knows it.
+
+    Or a layer and what comes before it, where there is but one.
+    """
     found, tensors = [], tensors_of(subject.model)
     for name, site in subject.coupling.sites.items():
         writers: dict[str, set[str]] = {}
+        within = set[bool]()
         for axis, _ in site.axes:
-            layer = re.match(r"(.*?)\.?(\d+)\.", axis.tensor)
-            if layer and axis.dim == 0 and tensors[axis.tensor].dim() > 1:
-                writers.setdefault(layer[1], set()).add(layer[2])
-        if any(len(numbers) > 1 for numbers in writers.values()):
+            if axis.dim != 0 or tensors[axis.tensor].dim() < 2:
+                continue
+            # Lists may stand in layers of others, as blocks in stages; and layers be attributes, layer1 and layer2.
+            numbers = list(re.finditer(r"(?:^\D*|\.)(\d+)(?=\.)", axis.tensor))
+            for number in numbers:
+                writers.setdefault(axis.tensor[: number.start(1)], set()).add(number[1])
+            layers = (subject.model.get_submodule(axis.tensor[: number.end()]) for number in numbers)
+            within.add(any(True for layer in layers for _ in layer.children()))
+        if len(within) == 2 or any(len(numbers) > 1 for numbers in writers.values()):
             found.append(name)
     return found
 
