@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -31,3 +32,11 @@ def test_tensors_get_shapes_and_modules_numbers() -> None:
     }  # fmt: skip
     assert (model.first.out_features, model.sizes, model.places.dtype) == (3, [3, 6], torch.int64)
     assert model.first(torch.ones(1, 4)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(("name", "value"), [("_modules", {}), ("second", 3), ("sizes", "few"), ("sizes", [[6]])])
+def test_nothing_but_numbers_of_modules_is_set(name: str, value: object) -> None:
+    model = Shared()
+    with pytest.raises(ValueError, match=rf'"numbers" of "secateur" name .*{name}, which is no number'):
+        reshape(model, {"shapes": {}, "numbers": [["", name, value]], "buffers": []})
+    assert model.second.out_features == 6

@@ -25,6 +25,8 @@ def reshape(model: nn.Module, said: Sizes) -> None:
 
     said: "shapes", of parameters and buffers by name, biases included that the class does not have; "numbers", as
     (module, attribute, value); "buffers", those whose values are to be read from files, which else have none of them.
+
+    Raises `ValueError` for an attribute that is no number, nor a list of numbers, before or after.
     """
     fresh = dict[int, tuple[nn.Parameter, nn.Parameter]]()  # old and new: an id counts while its tensor is there
     for name, shape in said["shapes"].items():
@@ -47,10 +49,16 @@ def reshape(model: nn.Module, said: Sizes) -> None:
     for path, name, value in said["numbers"]:
         module = model.get_submodule(path)
         before = getattr(module, name)
+        if name.startswith("_") or not (_has_numbers(before) and _has_numbers(value)):
+            raise ValueError(f'"numbers" of "secateur" name {path}.{name}, which is no number: fetch config.json again')
         module.__dict__[name] = type(before)(value) if isinstance(before, list | tuple) else value
     for name in said["buffers"]:
         path, _, leaf = name.rpartition(".")
         model.get_submodule(path)._non_persistent_buffers_set.discard(leaf)
+
+
+def _has_numbers(value: object) -> bool:
+    return all(isinstance(one, int | float) for one in (value if isinstance(value, list | tuple) else [value]))
 
 
 class Reshaped:

@@ -336,6 +336,45 @@ def test_positions_that_reach_further_are_read_back_here(tmp_path, scaling):
     equal_logits(model, read)
 
 
+def write_settings(file: Path, kind: str, said: dict[str, object], factors: list[float] | None = None) -> Path:
+    """A GGUF file of hardly more than settings."""
+    writer = gguf.GGUFWriter(file, kind)
+    said = {"block_count": 2, "embedding_length": 32, "attention.head_count": 4, "attention.key_length": 8, **said}
+    for name, value in said.items():
+        add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}[type(value)]
+        add(f"{kind}.{name}", value)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["a", "b"])
+    writer.add_tensor("token_embd.weight", np.zeros((2, 32), np.float32))
+    if factors is not None:
+        writer.add_tensor("rope_freqs.weight", np.array(factors, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+@pytest.mark.filterwarnings("error::secateur.errors.DataWarning")
+def test_positions_of_layers_that_see_a_window_stay_as_they_are(tmp_path):
+    scaling = {"rope.scaling.type": "linear", "rope.scaling.factor": 8.0, "rope.freq_base": 5e5}
+    said = loading.read_config(write_settings(tmp_path / "gemma3.gguf", "gemma3", scaling)).rope_parameters
+    assert said["full_attention"] == {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}
+    assert said["sliding_attention"] == {"rope_type": "default", "rope_theta": 1e4}
+
+
+def test_factors_that_hold_still_what_the_class_does_are_no_other_reach(tmp_path):
+    sizes = {"attention.key_length": 16, "attention.key_length_swa": 8}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        config = loading.read_config(write_settings(tmp_path / "a.gguf", "gemma4", sizes, [1.0] * 2 + [1e30] * 6))
+    assert config.rope_parameters["full_attention"]["rope_type"] == "proportional"
+    layers = zip(config.layer_types, config.per_layer_config, strict=True)
+    assert [(kind, one.head_dim) for kind, one in layers] == [("sliding_attention", 8), ("full_attention", 16)]
+    with pytest.warns(DataWarning, match="reach further in a way that is not read"):
+        loading.read_config(write_settings(tmp_path / "b.gguf", "gemma4", sizes, [1.0] * 3 + [1e30] * 5))
+
+
 def pieces_tokenizer(**parts: object) -> PreTrainedTokenizerFast:
     """Of SentencePiece's kind: merges, and bytes for what has no piece; `parts` of it are set."""
     vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}

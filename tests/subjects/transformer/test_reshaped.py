@@ -25,11 +25,12 @@ from transformers import (
 
 import secateur
 from secateur import cli
-from secateur.runs import backends, exporting
+from secateur.errors import ModelError, UnsupportedError
+from secateur.runs import backends, exporting, memory_plan
 from secateur.runs.backends.network import Network
 from secateur.subjects.network import opening, pretrained
 from secateur.subjects.network.traced import Traced, open_traced
-from secateur.subjects.transformer import reshaped, traced_cuts
+from secateur.subjects.transformer import loading, reshaped, traced_cuts
 from secateur.vocabulary import Selection
 from strangers import run_without_secateur
 
@@ -144,3 +145,37 @@ def test_where_modules_went_or_outputs_differ_there_is_no_such_folder(tmp_path: 
     monkeypatch.undo()
     cut.model.vit.layers[1].layernorm_after = torch.nn.Identity()
     assert reshaped.build(cut) is None
+
+
+def test_to_ask_for_such_a_folder_takes_no_memory_for_weights(tmp_path: Path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    MODELS["AutoModelForImageClassification"]().save_pretrained(tmp_path / "model")
+    cut = cut_unevenly(tmp_path / "model")
+    loaded, built = PreTrainedModel.load_state_dict, []
+
+    def spy(model: PreTrainedModel, *args: object, **kwargs: object) -> object:
+        built.append({one.device.type for one in model.parameters() if one.dim() == 2})
+        return loaded(model, *args, **kwargs)
+
+    monkeypatch.setattr(PreTrainedModel, "load_state_dict", spy)
+    made = reshaped.build(cut)
+    assert built == [{"meta"}]
+    assert made is not None
+    assert not any(one.is_meta for one in (*made.parameters(), *made.buffers()))
+
+
+def test_such_a_folder_is_planned_as_it_is_or_refused_and_a_damaged_one_named(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    MODELS["AutoModelForSequenceClassification"]().save_pretrained(tmp_path / "model")
+    cut, small = cut_unevenly(tmp_path / "model"), tmp_path / "small"
+    Network().save(cut, small)
+    shapes = {name: one.shape for name, one in loading.outline_any(small).named_parameters()}
+    assert shapes == {name: one.shape for name, one in cut.model.named_parameters()}
+    for read in (memory_plan.estimate, loading.open_outline):
+        with pytest.raises(UnsupportedError, match="was cut as a network and in no whole units"):
+            read(small)
+    said = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(json.dumps(said | {"secateur": {"shapes": {}}}))
+    for load in (secateur.load, loading.outline_any):
+        with pytest.raises(ModelError, match=r'"secateur" in config\.json lacks numbers, buffers'):
+            load(small)

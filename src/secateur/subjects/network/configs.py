@@ -23,7 +23,7 @@ from secateur.subjects.network.operators import Arguments, Keywords
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Change", "behind", "config_changes", "holders", "list_own", "read", "write"]
+__all__ = ["Change", "Hollow", "behind", "config_changes", "holders", "list_own", "read", "write"]
 
 Change = tuple[str, str, int]
 """(module that holds the config, field, new value); "text_config.hidden_size" and "widths.0" are fields, too."""
@@ -127,7 +127,8 @@ def list_own(model: PreTrainedModel, kind: type[PreTrainedModel]) -> Own | None:
     data = {name: value for name, value in model.config.to_dict().items() if name not in own}
     state = torch.random.get_rng_state()
     try:
-        built = kind(type(model.config).from_dict(data))
+        with Hollow():
+            built = kind(type(model.config).from_dict(data))
     finally:
         torch.random.set_rng_state(state)
     shapes, theirs = _shapes_by_name(model), _shapes_by_name(built)
@@ -154,7 +155,9 @@ def _shapes_by_name(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _same(one: Tensor, other: Tensor | None) -> bool:
-    return other is not None and one.shape == other.shape and torch.equal(one.cpu(), other.to(one.dtype))
+    if other is None or other.is_meta or one.shape != other.shape:
+        return False
+    return torch.equal(one.cpu(), other.to(one.dtype))
 
 
 class _Search:
@@ -219,7 +222,7 @@ class _Search:
     def _differences(self, values: Mapping[str, int]) -> tuple[float, list[Change], nn.Module | None]:
         """How many shapes and numbers of what a config builds are not those of the cut network; `left`; `built`."""
         self.builds += 1
-        with nullcontext() if self.buffers else torch.device("meta"), _Hollow():
+        with nullcontext() if self.buffers else torch.device("meta"), Hollow():
             built = _built(self.holder, values)
         if built is None:
             return math.inf, [], None
@@ -297,7 +300,7 @@ def _numbers(model: nn.Module) -> dict[tuple[str, str], object]:
     return found
 
 
-class _Hollow(TorchFunctionMode):
+class Hollow(TorchFunctionMode):
     """Weights without memory, for which no values are drawn; buffers with their values."""
 
     def __torch_function__(

@@ -267,7 +267,7 @@ def _read_config(file: Path) -> PretrainedConfig:
     """transformers' reading of a file, with what it leaves at the defaults of a class."""
     config: PretrainedConfig
     config, said = AutoConfig.from_pretrained(file.parent, gguf_file=file.name), _read_settings(file)
-    width = said.get("attention.key_length")
+    width = said.get("attention.key_length_swa", said.get("attention.key_length"))  # a config's full ones are apart
     if width and not hasattr(config, "kv_lora_rank"):
         config.head_dim = width  # which transformers does not read of every architecture
     if width and hasattr(config, "query_pre_attn_scalar"):
@@ -276,22 +276,29 @@ def _read_config(file: Path) -> PretrainedConfig:
         if key in said and hasattr(config, field):
             setattr(config, field, said[key])
     if getattr(config, "rope_parameters", None):
-        config.rope_parameters = {**config.rope_parameters, **_read_rope(file, said, config)}
+        kinds = config.rope_parameters
+        whole = kinds.get("full_attention", kinds)  # layers that see a window never reach further
+        found = {**whole, **_read_rope(file, said, whole)}
+        config.rope_parameters = found if whole is kinds else {**kinds, "full_attention": found}
     return config
 
 
-def _read_rope(file: Path, said: _Settings, config: PretrainedConfig) -> _Settings:
-    """How rotary positions reach further, by a GGUF file; with a warning where that can't be told."""
+def _read_rope(file: Path, said: _Settings, known: _Settings) -> _Settings:
+    """How rotary positions reach further, by a GGUF file; with a warning where that can't be told.
+
+    known: what transformers read of them, or the class has by default.
+    """
     import gguf
 
-    base, kind = config.rope_parameters["rope_theta"], said.get("rope.scaling.type", "none")
+    base, kind = known["rope_theta"], said.get("rope.scaling.type", "none")
     factors = next((one.data for one in gguf.GGUFReader(file).tensors if one.name == "rope_freqs.weight"), None)
     found = _Settings()
     if factors is not None:
         found = _fit_llama3(np.array(factors, np.float64), base)
     elif kind == "linear":
         found = {"rope_type": "linear", "factor": float(said["rope.scaling.factor"])}
-    if not found and (factors is not None or kind != "none"):
+    alike = kind in ("none", known["rope_type"]) if factors is None else _gives_factors(known, np.array(factors))
+    if not found and not alike:
         warnings.warn(
             f"rotary positions of {file} reach further in a way that is not read from GGUF "
             f"({'by factors' if factors is not None else kind}): long texts come out otherwise; give its folder",
@@ -299,6 +306,12 @@ def _read_rope(file: Path, said: _Settings, config: PretrainedConfig) -> _Settin
             stacklevel=1,
         )
     return found
+
+
+def _gives_factors(known: _Settings, factors: NDArray[np.floating[Any]]) -> bool:
+    """Whether these factors [head size / 2] of frequencies hold still what these settings do, and nothing else."""
+    turned = round(len(factors) * known.get("partial_rotary_factor", 1.0))
+    return known["rope_type"] == "proportional" and np.allclose(1 / factors, np.arange(len(factors)) < turned)
 
 
 def _fit_llama3(factors: NDArray[np.float64], base: float) -> _Settings:

@@ -222,9 +222,9 @@ def open_streamed(source: str | Path, *, tokenizer: Tokenizer | None = None) -> 
 def check_outline(source: str | Path) -> None:
     """Find the family of the model that the configuration at `source` describes: to derive one needs values.
 
-    Raises `UnsupportedError` for a model that reads no texts, and as `open_outline` does.
+    Raises `UnsupportedError` for a model that reads no texts, or was cut as a network, and as `open_outline` does.
     """
-    config, named = _outline(source)
+    config, named = _outline_layers(source)
     if not reads_texts(named):
         raise UnsupportedError(f"{named.__name__} reads {named.main_input_name}: estimate plans models of texts alone")
     find_family(named, config)
@@ -234,9 +234,10 @@ def open_outline(source: str | Path) -> Transformer:
     """The subject that the configuration at `source` describes, with weights that were never filled.
 
     A folder that holds a config.json, with or without weights, the file itself, a GGUF file, or a Hub id. Within
-    `measure.memory.simulate` it takes no memory. Raises `ModelError` as `open_subject` does.
+    `measure.memory.simulate` it takes no memory. Raises `ModelError` as `open_subject` does, and `UnsupportedError` for
+    a model that was cut as a network, in no whole units.
     """
-    config, named = _outline(source)
+    config, named = _outline_layers(source)
     family = find_family(named, config)
     return make_subject(make_empty(saving.architecture(named, config, family), config), family)
 
@@ -258,7 +259,18 @@ def outline_any(source: str | Path) -> PreTrainedModel:
     """The model that the configuration at `source` describes, of any class that transformers has, on device meta."""
     config, named = _outline(source)
     with torch.device("meta"):
-        return make_empty(named, config)
+        return make_empty(reshaped.choose_class(named, config), config)
+
+
+def _outline_layers(source: str | Path) -> tuple[PretrainedConfig, type[PreTrainedModel]]:
+    """`_outline` of a model whose config says the sizes of its layers."""
+    config, named = _outline(source)
+    if saving.is_reshaped(config):
+        raise UnsupportedError(
+            f"{source} was cut as a network and in no whole units: its layers can't be planned by a config, so take "
+            "`secateur measure`, or estimate the model as it was before"
+        )
+    return config, named
 
 
 def _outline(source: str | Path) -> tuple[PretrainedConfig, type[PreTrainedModel]]:

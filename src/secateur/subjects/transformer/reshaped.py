@@ -14,6 +14,7 @@ from typing import cast
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from secateur.errors import ModelError
 from secateur.formats import reshaped as form
 from secateur.subjects.network import configs
 from secateur.subjects.network.proof import TOLERANCE, differences
@@ -40,7 +41,7 @@ def build(subject: Traced) -> PreTrainedModel | None:
             numbers[path, name] = getattr(network.get_submodule(path), name)
         sizes["numbers"] = [[*place, value] for place, value in sorted(numbers.items())]
         config.secateur = (getattr(config, "secateur", None) or {}) | sizes
-        with no_init_weights():
+        with no_init_weights(), configs.Hollow():
             model = _make_class(plain)(config)
         buffers = dict(network.named_buffers())
         model.load_state_dict(network.state_dict() | {name: buffers[name] for name in sizes["buffers"]}, assign=True)
@@ -68,8 +69,16 @@ def save(model: PreTrainedModel, folder: Path) -> None:
 
 
 def choose_class(kind: type[PreTrainedModel], config: PretrainedConfig) -> type[PreTrainedModel]:
-    """The class that builds `config`: `kind`, or its `Reshaped` form where the config names sizes."""
-    return _make_class(saving.plain_class(kind)) if saving.is_reshaped(config) else kind
+    """The class that builds `config`: `kind`, or its `Reshaped` form where the config names sizes.
+
+    Raises `ModelError` for a config that names some of what the form needs alone.
+    """
+    if not saving.is_reshaped(config):
+        return kind
+    lacking = [name for name in ("shapes", "numbers", "buffers") if name not in config.secateur]
+    if lacking:
+        raise ModelError(f'"secateur" in config.json lacks {", ".join(lacking)}: it is damaged, so fetch it again')
+    return _make_class(saving.plain_class(kind))
 
 
 def _make_class(plain: type[PreTrainedModel]) -> type[PreTrainedModel]:
