@@ -74,6 +74,8 @@ def read_heads(model: PreTrainedModel, start: str, path: str, out: str) -> Heads
     resized = dict[str, _Parts]()
     """Setting that gives each head other sizes -> the parts with twice its value."""
     for name in inside:
+        if not _grows(plain, trials[name], mixer, parts):
+            continue  # derivatives take the longest, and would tell of the same heads
         built = _build(model, {name: 2 * settings[name]})
         other = None if built is None else _find_parts(built, mixer)
         if other is not None and other[0] == count and _are_alike(parts, other[1]):
@@ -244,6 +246,12 @@ def _changes_mixers_alone(plain: _Trial, trial: _Trial, path: str) -> bool:
     return bool(changed) and all(f".{path}." in name for name in changed)
 
 
+def _grows(plain: _Trial, trial: _Trial, mixer: _Mixer, parts: _Parts) -> bool:
+    """Whether a tensor has more numbers where its heads stand."""
+    places = {mixer.start + name: (dim, plain.shapes[mixer.start + name]) for name, (dim, _) in parts.items()}
+    return any(trial.shapes.get(name, shape)[dim] > shape[dim] for name, (dim, shape) in places.items())
+
+
 def _are_alike(parts: _Parts, other: _Parts) -> bool:
     """Whether heads stand along the same dimensions, in as many parts."""
     return {name: (dim, len(sizes)) for name, (dim, sizes) in parts.items()} == {
@@ -287,11 +295,7 @@ def _find_counts(
     if doubled is not None:
         return [name for name, value in plain.numbers.items() if value and doubled.numbers.get(name) == 2 * value]
     sizes = {count, *(count * sum(lengths) for _, lengths in parts.values())}
-    places = {mixer.start + name: (dim, plain.shapes[mixer.start + name]) for name, (dim, _) in parts.items()}
-    growing = [
-        trial for trial in trials
-        if any(trial.shapes.get(name, shape)[dim] > shape[dim] for name, (dim, shape) in places.items())
-    ]  # fmt: skip
+    growing = [trial for trial in trials if _grows(plain, trial, mixer, parts)]
     return [
         name for name, value in plain.numbers.items()
         if value in sizes and any(trial.numbers.get(name) == 2 * value for trial in growing)
