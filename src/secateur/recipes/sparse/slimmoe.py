@@ -45,7 +45,8 @@ CARD = {
     "cuts": "FFN neurons inside every expert, all experts and the router kept; KV groups, shared and dense FFNs",
     "recovers": "logit distillation from the original, in stages of decreasing size",
     "extra": "", "family": "sparse",
-    "offloaded": "steps=0, score=activation|soft|saliency|random",
+    "offloaded": "steps=0, slim=neurons|experts, score=activation|random or "
+    "steps=0, slim=experts, score=soft|saliency, kv_groups=0, shared=1.0, dense=1.0",
 }  # fmt: skip
 
 Items = Sequence[Mapping[str, Tensor]]
