@@ -57,6 +57,7 @@ def test_a_cut_is_that_of_the_model_in_memory(name: str, tmp_path: Path) -> None
     for small, expected, place in ((outside, inside, "once"), (again, twice, "twice"), (subject.copy(), whole, "copy")):
         assert isinstance(small, Offloaded)
         assert all(p.is_meta for p in small.model.parameters())
+        assert small.origin.digest() == expected.origin.digest() is not None
         batch = whole.example(2, 7)
         assert torch.equal(small.forward(batch).prediction, expected.forward(batch).prediction)
         small.save(tmp_path / place)
