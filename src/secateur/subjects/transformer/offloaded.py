@@ -244,6 +244,7 @@ class Offloaded(Transformer):
         sizes = [sum(p.numel() * p.element_size() for p in self.model.get_submodule(path).parameters())
                  for path in self.layers()]  # fmt: skip
         sizes += [p.numel() * p.element_size() for p in self.model.parameters()]
+        self.tie()  # or what is tied would be written twice
         self.model.save_pretrained = partial(self.model.save_pretrained, max_shard_size=max(sizes))
         try:
             with _without_warnings():
