@@ -149,7 +149,8 @@ def test_a_recipe_opens_with_its_card(file: Path) -> None:
     assert set(needed) <= {argument.arg for argument in arguments.kwonlyargs}, "options by which it cuts a part"
     told = card.get("offloaded", "no")
     flags = {} if told == "no" else keywords.defaults(recipes.find(file.stem))
-    assert {pair.split("=")[0] for pair in told.split(", ") if pair != "no"} <= set(flags), "options for the offloaded"
+    pairs = re.split(", | or ", told) if flags else []
+    assert {pair.split("=")[0] for pair in pairs} <= set(flags), "options for the offloaded"
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)

@@ -19,11 +19,13 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import secateur
 import tiny
+from secateur._utils.noting import note
 from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import (
     BudgetError,
     DataError,
+    DataWarning,
     InfeasibleError,
     InputError,
     MeasurementError,
@@ -198,6 +200,23 @@ def test_several_budgets_leave_a_folder_each(places, tmp_path, monkeypatch):
     assert sizes == [row.after["params"].value for row in rows]
     assert not (tmp_path / "out" / "config.json").exists()
     assert len(json.loads((tmp_path / "out" / "evidence.json").read_text())["results"]) == 2
+
+
+def test_a_run_that_goes_on_has_the_notes_of_what_it_does_not_do_again(places, tmp_path, monkeypatch):
+    def score(*given):
+        note("2 texts are cut")
+        return scored(*given)
+
+    def stop(row):
+        raise KeyboardInterrupt
+
+    scored = magnitude.groups
+    monkeypatch.setattr(magnitude, "groups", score)
+    budgets = ["params=80%", "params=90%"]
+    with pytest.warns(DataWarning, match="2 texts are cut"), pytest.raises(KeyboardInterrupt):
+        go(places, tmp_path / "out", budget=budgets, on_result=stop)
+    rows = go(places, tmp_path / "out", budget=budgets)
+    assert [row.cut.notes.count("2 texts are cut") for row in rows] == [1, 1]
 
 
 def test_the_same_call_again_does_nothing_twice(places, tmp_path):

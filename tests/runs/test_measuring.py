@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import secateur
 import tiny
 from secateur import cli
 from secateur._utils import rundir
-from secateur.errors import InfeasibleError, InputError, MeasurementError, NumericalError, UnsupportedError
+from secateur.errors import DataWarning, InfeasibleError, InputError, MeasurementError, NumericalError, UnsupportedError
 from secateur.measure import latency
 from secateur.reports import evidence
 from secateur.runs import executor, measuring
@@ -22,7 +23,7 @@ from secateur.runs.measuring import _off_pattern, _zeros_notes
 from secateur.select import pattern, weights
 from secateur.subjects import matrices, open_subject
 from secateur.subjects.transformer import blocks
-from secateur.vocabulary import Budget, Figure, Pattern, Result
+from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result
 
 
 def zeroing(subject, data, budgets, run, *, spare: str = "", dry_run: bool = False):
@@ -410,3 +411,17 @@ def test_figures_show_themselves_in_a_line_and_in_a_table():
     assert "<th>Measure</th><th>model</th><th>both</th>" in shown
     assert "<td>Parameters</td><td>2.00 M</td><td>–</td>" in shown
     assert shown.endswith("<p>note: time: a &lt; b</p>")
+
+
+def test_what_stands_beside_data_in_memory_judges_only_what_it_judged_before():
+    rows = [{"text": line} for line in tiny.sentences(8)]
+    data = {"train": rows, "validation": rows[:2]}
+    row = Evidence("wanda", "weights=50%", settings={"held_out_sha256": "a", "held_out": "test.txt"})
+    with (
+        pytest.warns(DataWarning, match="quality is measured on validation"),
+        pytest.raises(InputError, match=r"weights=50% was measured on test.txt: give that as held_out"),
+    ):
+        measuring.choose_judges(row, Language(), data, None)
+    row = replace(row, settings={**row.settings, "held_out": "texts"})
+    with pytest.warns(DataWarning, match="quality is measured on validation"):
+        assert measuring.choose_judges(row, Language(), data, None) == rows[:2]

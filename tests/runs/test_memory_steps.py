@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from secateur.measure import memory
 from secateur.runs import memory_steps
 from secateur.vocabulary import Budget, Training
 
@@ -123,10 +124,37 @@ def test_what_is_trained_counts_and_the_network_stays() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_what_is_held_from_one_pass_to_the_next_counts() -> None:
+    """Behind many rows, activations make the peak, while gradients of the micro-batch before it are held."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.BatchNorm1d(64), nn.Linear(64, 10))
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+
+    def learn(student: nn.Module, others: object) -> torch.Tensor:
+        return student(torch.ones(4096, 64)).square().sum()
+
+    def plan(training: str) -> float:
+        return memory_steps.plan_step(model, [], learn, Training().merge(training), "cuda")
+
+    def simulate(passes: int) -> float:
+        with memory.simulate() as ledger:
+            twin = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.BatchNorm1d(64), nn.Linear(64, 10)).eval()
+            for _ in range(passes):
+                peak = memory_steps.find_peak(ledger, [*twin.parameters()], lambda: learn(twin, ()).backward())
+        return peak
+
+    plain = plan("precision=fp32")
+    assert plan("precision=fp32,accumulate=2") == plan("precision=fp32,accumulate=8")
+    for training, copies in (("accumulate=2", 1), ("sam=0.05", 1), ("accumulate=2,sam=0.05", 2)):
+        assert plan(f"precision=fp32,{training}") - plain == pytest.approx(4 * numbers * copies, rel=0.05), training
+    assert plan("precision=fp32,accumulate=2") - plain == pytest.approx(simulate(2) - simulate(1), rel=0.05)
+
+
 def test_a_share_is_that_of_the_largest_budget_of_parameters() -> None:
     budgets = [Budget.parse(text) for text in ("params=20,channels=10%", "params=40%")]
     assert memory_steps.find_share(budgets, 100.0) == 0.4
     assert memory_steps.find_share([Budget.parse("channels=10%")], 100.0) == 1.0
+    assert memory_steps.find_share([Budget.parse("flops=50%"), Budget.parse("params=20%")], 100.0) == 1.0
+    assert memory_steps.find_share([], 100.0) == 1.0
     assert memory_steps.find_share([Budget.parse("params=300")], 100.0) == 1.0
 
 

@@ -24,7 +24,7 @@ import torch
 from secateur import recipes
 from secateur._utils import distributed, modes, plugins
 from secateur._utils.disk import guard
-from secateur._utils.noting import keep_notes
+from secateur._utils.noting import keep_notes, keep_notes_in
 from secateur._utils.rundir import Run, read_record
 from secateur.data import examples
 from secateur.errors import InputError, ModelError, RunError, UnsupportedError
@@ -282,6 +282,7 @@ def run(
                 ) from error
             raise
         stack.enter_context(with_threads(place))
+        keep_notes_in(directory.path("notes.json"))
         return _collect(job.execute(directory, about), on_result)
 
 
@@ -342,12 +343,15 @@ def _check_part(function: Callable[..., object], part: str, flags: Mapping[str, 
 def _describe_options(told: str | None, flags: Mapping[str, object]) -> str | None:
     """What a card tells of options, such as "first=0, score=weight|random", where some are others; "" where none is.
 
-    None where it says no.
+    Behind " or " stands another choice of options that will do. None where it says no.
     """
     if told is None or told == "no":
         return None
-    pairs = [pair.partition("=") for pair in told.split(", ") if "=" in pair]
-    return "" if all(str(flags.get(key)) in values.split("|") for key, _, values in pairs) else told
+    for choice in told.split(" or "):
+        pairs = [pair.partition("=") for pair in choice.split(", ") if "=" in pair]
+        if all(str(flags.get(key)) in values.split("|") for key, _, values in pairs):
+            return ""
+    return told
 
 
 def _check_measured(unmeasured: Mapping[str, str], budgets: Sequence[Budget]) -> None:

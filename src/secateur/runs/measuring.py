@@ -80,11 +80,18 @@ def choose_judges(row: Evidence, backend: AnyBackend, data: Data, held_out: Data
     Raises `InputError` as `check_judges`.
     """
     beside = splits.find_held_out(backend, data) if held_out is None else None
-    if isinstance(beside, str | Path) and str(beside) != row.settings.get("held_out"):
+    if beside is not None and _name_data(backend, beside, row) != row.settings.get("held_out"):
         beside = None
     chosen = held_out if beside is None else beside
     check_judges(row, chosen)
     return chosen
+
+
+def _name_data(backend: AnyBackend, data: Data, row: Evidence) -> str:
+    """What the run of `row` would have on record of `data`, which is read where it is in memory."""
+    read = {name: row.settings[name] for name in ("text", "label") if name in row.settings}
+    found = None if isinstance(data, str | Path) else splits.read(backend, data, **read)[0]
+    return str(data) if found is None else str(splits.names_of(data=(data, found))["data"])
 
 
 @dataclass(frozen=True)

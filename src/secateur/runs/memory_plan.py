@@ -118,12 +118,13 @@ def _plan_part(whole: PreTrainedModel, part: str, name: str, share: float, devic
     for example in network_parts.list_inputs(Traced(whole, Example()), path):
         module = whole.get_submodule(path)
         try:
-            plan = memory_steps.plan_network(module, (example.args, dict(example.kwargs)), how, device)
+            inputs = (example.args, dict(example.kwargs))
+            plan = memory_steps.plan_network(module, inputs, how, device, share=share)
         except Exception:  # whatever a class says against inputs of another layout
             continue
         params, own = _count(module)
-        beside, stages = _count(whole)[1] - own, {"cut": own * (1.0 + share), **plan}
-        return MemoryPlan(name, params, **{stage: value + beside for stage, value in stages.items()})
+        beside = _count(whole)[1] - own
+        return MemoryPlan(name, params, **{stage: value + beside for stage, value in plan.items()})
     raise UnsupportedError(
         f"the memory of {name} can't be planned: its passes need values; measure it with `secateur measure`"
     )
@@ -189,9 +190,8 @@ def _plan_memory(
             *state,
         ]
         with memory_steps.forward_passes(student.model, how, torch.device(device)):
-            training = memory_steps.find_peak(
-                ledger, held, lambda: _train(student, teacher if asks else None, batch, length)
-            )
+            learn = partial(_learn, student, teacher if asks else None, batch, length)
+            training = memory_steps.find_peak(ledger, held, partial(memory_steps.take_step, student.model, learn, how))
         learned = sum(parameter.numel() for parameter in trained)
         frozen = _count(student.model)[1] - 4.0 * learned  # bytes of weights beside which adapters are trained
     kept = frozen + (8.0 + beside) * learned  # float32 weights and gradients, and what stands beside them
@@ -320,12 +320,12 @@ def _score_by_gradients(subject: Transformer, length: int) -> None:
     list(gradient.reduce_gradients(loss, subject.model, [_batch(subject, SCORED, length)], weights, lambda w, g: None))
 
 
-def _train(student: Transformer, teacher: Transformer | None, batch: int, length: int) -> None:
+def _learn(student: Transformer, teacher: Transformer | None, batch: int, length: int) -> Tensor:
     forward, task = (None, 1.0) if teacher is None else (teacher.forward, 0.0)
     objective = objectives.distil(student.forward, forward, output=student.output, task=task, fused=True)
     item = _batch(student, batch, length)
-    loss, _ = objective(item, objectives.count(item))
-    loss.backward()
+    loss: Tensor = objective(item, objectives.count(item))[0]
+    return loss
 
 
 def with_even_experts(subject: Transformer) -> Transformer:

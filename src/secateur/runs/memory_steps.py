@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from secateur.measure import memory
+from secateur.recover.training import sharpness
 from secateur.recover.training.recomputing import recomputing
 from secateur.reports import display
 from secateur.score import gradient
@@ -26,7 +27,7 @@ from secateur.vocabulary import Budget, Training
 
 __all__ = [
     "HEAP", "Arguments", "Step", "add_heap", "available", "bytes_at_once", "bytes_beside", "describe",
-    "describe_planned", "find_peak", "find_share", "forward_passes", "plan_network", "plan_step",
+    "describe_planned", "find_peak", "find_share", "forward_passes", "plan_network", "plan_step", "take_step",
 ]  # fmt: skip
 
 Arguments: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
@@ -76,9 +77,12 @@ def describe_planned(plan: Callable[[], Mapping[str, float]], device: str = "cpu
 
 
 def find_share(budgets: Sequence[Budget], whole: float) -> float:
-    """Of `whole` parameters the share that stays by the largest of the budgets; 1 where none of them limits these."""
-    limits = [limit.absolute(whole) for budget in budgets for limit in budget.limits if limit.measure == "params"]
-    return min(1.0, max(limits, default=whole) / whole)
+    """Of `whole` parameters the share that stays by the largest of the budgets; all where one limits others alone."""
+    kept = [
+        min((limit.absolute(whole) for limit in budget.limits if limit.measure == "params"), default=whole)
+        for budget in budgets
+    ]
+    return min(1.0, max(kept, default=whole) / whole)
 
 
 def plan_network(
@@ -143,7 +147,7 @@ def plan_step(
     adapt: adds to the copy what is trained in place of its weights.
 
     Those are the weights, the moments of the optimiser, an average where there is one, the activations of `step`, and
-    its gradients.
+    its gradients; see `take_step`.
     """
     with memory.simulate() as ledger:
         copied, *beside = [_outline(module) for module in (student, *others)]
@@ -153,10 +157,28 @@ def plan_step(
         kept = [torch.zeros(round(bytes_beside(training) * numbers), dtype=torch.uint8)]
         held = [*kept, *(tensor for module in (copied, *beside) for tensor in tensors_of(module).values())]
         with forward_passes(copied, training, torch.device(device)):
-            peak = find_peak(ledger, held, lambda: step(copied, beside).backward())
+            peak = find_peak(ledger, held, lambda: take_step(copied, lambda: step(copied, beside), training))
         total = sum(tensor.untyped_storage().nbytes() for tensor in held)
     peak = max(peak, total + 4.0 * numbers + bytes_at_once(training, device) * numbers)
     return add_heap("step", peak, device)
+
+
+def take_step(model: nn.Module, learn: Callable[[], Tensor], how: Training) -> None:
+    """The passes of a step of training, with losses that `learn` gives, up to the optimiser's own.
+
+    A second micro-batch stands for all that follow the first, whose gradients are held meanwhile; sharpness-aware
+    passes hold the weights to go back to.
+    """
+
+    def descend() -> None:
+        for _ in range(min(2, how.accumulate or 1)):
+            learn().backward()
+
+    descend()
+    if how.sam:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with sharpness.climb([model], trained, how.sam):
+            descend()
 
 
 def find_peak(ledger: memory.Ledger, held: Sequence[Tensor], run: Callable[[], object]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,14 @@ def test_a_run_leaves_a_folder_that_loads_with_and_without_a_device_map(
     assert describe(subject.model) == before
 
 
+@pytest.fixture(scope="module")
+def mixtures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Transformer, Transformer]:
+    """(a mixture of experts in memory, the same offloaded)."""
+    whole = open_subject(tiny.mixture(), tokenizer=tiny.tokenizer())
+    away = to_disk(whole.model, tmp_path_factory.mktemp("experts"))
+    return whole, open_subject(away, tokenizer=tiny.tokenizer())
+
+
 @pytest.mark.parametrize(
     ("recipe", "options", "told"),
     [
@@ -77,10 +86,31 @@ def test_what_trains_or_needs_gradients_is_refused_up_front(
     assert not (tmp_path / "out").exists()
 
 
-def test_experts_are_scored_and_cut_where_they_are_brought(tmp_path: Path) -> None:
-    whole = open_subject(tiny.mixture(), tokenizer=tiny.tokenizer())
-    subject = open_subject(to_disk(whole.model, tmp_path / "away"), tokenizer=tiny.tokenizer())
-    options = {"length": 16, "calibration": 4, "steps": 0, "stages": "1", "score": "activation"}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"slim": "merge", "score": "activation"},
+        {"score": "weight"},
+        {"slim": "experts", "score": "soft", "kv_groups": 1},
+        {"slim": "experts", "score": "saliency", "shared": 0.5},
+        {"slim": "experts", "score": "saliency", "dense": 0.5},
+    ],
+)
+def test_experts_that_need_all_weights_at_once_are_refused_up_front(
+    options: dict[str, object], mixtures: tuple[Transformer, Transformer], tmp_path: Path
+) -> None:
+    told = "say steps=0, slim=neurons|experts, score=activation|random or steps=0, slim=experts, score=soft|saliency,"
+    with pytest.raises(UnsupportedError, match=re.escape(told)):
+        secateur.run("slimmoe", mixtures[1], tiny.chains(60), "params=70%", tmp_path / "out", steps=0, **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("options", [{"score": "activation"}, {"slim": "experts", "score": "soft"}])
+def test_experts_are_scored_and_cut_where_they_are_brought(
+    options: dict[str, object], mixtures: tuple[Transformer, Transformer], tmp_path: Path
+) -> None:
+    whole, subject = mixtures
+    options = {"length": 16, "calibration": 4, "steps": 0, "stages": "1", **options}
     for one, name in ((whole, "inside"), (subject, "outside")):
         secateur.run("slimmoe", one, tiny.chains(60), "params=70%", tmp_path / name, **options)
     found, expected = (open_subject(tmp_path / name).model.state_dict() for name in ("outside", "inside"))

@@ -165,7 +165,8 @@ def test_what_would_not_load_is_not_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "small").exists()
 
 
-def test_an_offloaded_network_is_refused_before_it_is_traced() -> None:
+@pytest.mark.parametrize("inputs", [torch.ones(2, 3), None])
+def test_an_offloaded_network_is_refused_before_it_is_traced_or_inputs_are_asked_for(inputs: object) -> None:
     net = cpu_offload(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), "cpu")
     with pytest.raises(UnsupportedError, match=r"Sequential is offloaded, .*: open it without device_map"):
-        secateur.prune(net, torch.ones(2, 3))
+        secateur.prune(net, inputs)

@@ -18,6 +18,7 @@ from secateur.data import texts
 from secateur.errors import UnsupportedError
 from secateur.recipes.sparse.wanda import wanda
 from secateur.subjects import Transformer, open_subject
+from secateur.subjects.transformer import files
 from secateur.subjects.transformer.offloaded import Offloaded
 from secateur.vocabulary import Budget, Selection
 from subjects.tiny import make, random_keep, without
@@ -57,6 +58,7 @@ def test_a_cut_is_that_of_the_model_in_memory(name: str, tmp_path: Path) -> None
     for small, expected, place in ((outside, inside, "once"), (again, twice, "twice"), (subject.copy(), whole, "copy")):
         assert isinstance(small, Offloaded)
         assert all(p.is_meta for p in small.model.parameters())
+        assert small.origin.digest() == expected.origin.digest() is not None
         batch = whole.example(2, 7)
         assert torch.equal(small.forward(batch).prediction, expected.forward(batch).prediction)
         small.save(tmp_path / place)
@@ -97,6 +99,20 @@ def prune(subject: Transformer, folder: Path) -> Transformer:
     with Run.open(folder, {}) as run:
         (found,) = wanda(subject, texts.read(tiny.chains(60)), [Budget.parse("weights=50%")], run, samples=4, length=16)
     return found.subject
+
+
+def test_tied_weights_are_written_once(tmp_path: Path) -> None:
+    config = copy.deepcopy(tiny.model("llama").config)
+    config.tie_word_embeddings = True
+    model = type(tiny.model("llama"))(config)
+    subject = open_subject(lay_out("checkpoint", model, tmp_path / "away"), tokenizer=tiny.tokenizer())
+    small, _ = subject.cut(Selection({"layers": without(len(subject.layers()), 1)}))
+    for one, name in ((subject.copy(), "copy"), (small, "small")):
+        one.forward(one.example(2, 7))  # which brings tied weights apart
+        one.save(tmp_path / name)
+        assert "lm_head.weight" not in files.find_tensors(tmp_path / name)
+        again = open_subject(tmp_path / name).model
+        assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
 
 
 def test_no_more_than_a_few_blocks_are_in_memory(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from secateur.errors import InputError, UnsupportedError
 from secateur.recipes.language.llm_pruner import llm_pruner
 from secateur.recipes.language.slicegpt import slicegpt
 from secateur.recipes.language.ziplm import ziplm
-from secateur.runs import backends, memory_plan
+from secateur.runs import backends, memory_plan, memory_steps
 from secateur.runs.backends.language import Language
 from secateur.runs.backends.network import Network
 from secateur.subjects.network import parts as network_parts
@@ -196,6 +196,8 @@ def test_a_part_that_reads_images_is_looked_at_alone(name: str, tmp_path: Path) 
     beside = plan.weights - 4 * sum(weight.numel() for weight in model.parameters())
     assert 0 <= beside < 100, "with what lies beside it, and its buffers"
     assert plan.weights < plan.score < plan.training
+    whole = memory_plan.estimate(folder, part=name, share=1.0)
+    assert whole.cut - plan.cut == pytest.approx(0.5 * 4 * size * (1 + memory_steps.HEAP["cut"]), rel=0.02)
     figures = measure(folder, folder, part=name, batch=1, pairs=6)
     assert figures["model"]["params"].value == size
 

@@ -41,11 +41,11 @@ from secateur.vocabulary import Budget, Recovery, Result, Selection, Training, U
 
 CARD = {
     "title": "SlimMoE: Structured Compression of Large MoE Models via Expert Slimming and Distillation",
-    "paper": "https://arxiv.org/abs/2506.18349",
+    "paper": "https://arxiv.org/abs/2506.18349", "extra": "", "family": "sparse",
     "cuts": "FFN neurons inside every expert, all experts and the router kept; KV groups, shared and dense FFNs",
     "recovers": "logit distillation from the original, in stages of decreasing size",
-    "extra": "", "family": "sparse",
-    "offloaded": "steps=0, score=activation|soft|saliency|random",
+    "offloaded": "steps=0, slim=neurons|experts, score=activation|random or "
+    "steps=0, slim=experts, score=soft|saliency, kv_groups=0, shared=1.0, dense=1.0",
 }  # fmt: skip
 
 Items = Sequence[Mapping[str, Tensor]]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from secateur._utils import distributed
-from secateur._utils.noting import keep_notes, list_notes
+from secateur._utils.noting import keep_notes, keep_notes_in, list_notes
 from secateur._utils.rundir import Run
 from secateur.measure.environment import describe as describe_machine
 from secateur.recover.distillation.assistants import chain
@@ -275,6 +275,7 @@ def distill(
         **{name: str(value) for name, value in places.items() if value},
     }
     with open_run(out, settings, about, overwrite=overwrite, shared=True) as run:
+        keep_notes_in(run.path("notes.json"))
         record = run.path("evidence.json")
 
         def finish(before: Sequence[Any], records: Sequence[Recovery]) -> None:

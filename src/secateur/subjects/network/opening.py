@@ -40,7 +40,7 @@ def is_saved(source: object) -> bool:
 def open_network(source: NetworkSource, inputs: object = None, first: First | None = None) -> Traced:
     """The network of `source` with its example inputs, not analysed yet: see `open_traced` for what can be pruned.
 
-    inputs, first: see `build_network`. Raises `InputError` where inputs are lacking, `ModelError` for a damaged folder.
+    inputs, first: see `build_network`, which raises, too. Raises `ModelError` for a damaged folder.
     """
     if is_saved(source):
         return open_saved(str(source), inputs=inputs)
@@ -48,11 +48,6 @@ def open_network(source: NetworkSource, inputs: object = None, first: First | No
         found = source
     else:
         module, example = build_network(source, inputs, first)
-        if devices.is_offloaded(module):
-            raise UnsupportedError(
-                f"{type(module).__name__} is offloaded, and a network is analysed and proved as a whole: open it "
-                "without device_map, or cut it as a language model by secateur.run, with shortgpt or wanda"
-            )
         found = Traced(module, Example.of(example))
     modes.forget_passes(found.model)
     return found
@@ -64,9 +59,14 @@ def build_network(
     """(module, example inputs) of a module, or of the name of a function that builds one.
 
     inputs: what it runs on, or a shape such as "1x3x224x224"; what the function gives, or `first` of the module,
-    if None.
+    if None. Raises `UnsupportedError` for one that is offloaded, and `InputError` where inputs are lacking.
     """
     module, example = _build(model) if isinstance(model, str | Path) else (model, None)
+    if devices.is_offloaded(module):  # first, for no inputs would help
+        raise UnsupportedError(
+            f"{type(module).__name__} is offloaded, and a network is analysed and proved as a whole: open it "
+            "without device_map, or cut it as a language model by secateur.run, with shortgpt or wanda"
+        )
     if inputs is not None:
         example = _random_inputs(inputs, module) if isinstance(inputs, str) else inputs
     if example is None and first is not None:

@@ -297,7 +297,9 @@ def _read_rope(file: Path, said: _Settings, known: _Settings) -> _Settings:
         found = _fit_llama3(np.array(factors, np.float64), base)
     elif kind == "linear":
         found = {"rope_type": "linear", "factor": float(said["rope.scaling.factor"])}
-    alike = kind in ("none", known["rope_type"]) if factors is None else _gives_factors(known, np.array(factors))
+    alike = kind in ("none", known["rope_type"])
+    if factors is not None:
+        alike = _gives_factors(known, np.array(factors, np.float64))
     if not found and not alike:
         warnings.warn(
             f"rotary positions of {file} reach further in a way that is not read from GGUF "
@@ -308,7 +310,7 @@ def _read_rope(file: Path, said: _Settings, known: _Settings) -> _Settings:
     return found
 
 
-def _gives_factors(known: _Settings, factors: NDArray[np.floating[Any]]) -> bool:
+def _gives_factors(known: _Settings, factors: NDArray[np.float64]) -> bool:
     """Whether these factors [head size / 2] of frequencies hold still what these settings do, and nothing else."""
     turned = round(len(factors) * known.get("partial_rotary_factor", 1.0))
     return known["rope_type"] == "proportional" and np.allclose(1 / factors, np.arange(len(factors)) < turned)

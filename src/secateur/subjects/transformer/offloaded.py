@@ -23,6 +23,7 @@ from accelerate.hooks import AlignDevicesHook
 from accelerate.utils import set_module_tensor_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.accelerate import load_offloaded_parameter
 
 from secateur._utils import devices
@@ -30,6 +31,7 @@ from secateur.errors import UnsupportedError
 from secateur.subjects.transformer import costs, cutting, files
 from secateur.subjects.transformer.cutting import Kept
 from secateur.subjects.transformer.layout import Layout
+from secateur.subjects.transformer.origin import Origin, hash_tensors
 from secateur.subjects.transformer.subject import Transformer
 from secateur.vocabulary import Cut, Selection, Units
 
@@ -76,6 +78,27 @@ class Offloaded(Transformer):
         tensor = _find(self.model, name)
         return (load_offloaded_parameter(self.model, name) if tensor.is_meta else tensor.detach()).clone()
 
+    @property
+    def origin(self) -> Origin:
+        """See `Transformer.origin`; of a model that was given, weights are read and hashed a block at a time."""
+        if self._origin is None and self.whole is None:
+            known = Origin.of_model(self.model)
+            self._origin = replace(known, sha256=hash_tensors(self._list_written())) if known.sha256 is None else known
+        return super().origin
+
+    @origin.setter
+    def origin(self, origin: Origin) -> None:
+        """As of `Transformer`."""
+        self._origin = origin
+
+    def _list_written(self) -> Iterator[Tensor]:
+        """All tensors in the form in which they would be saved, of a block at a time, then of what is outside."""
+        weights, paths = self.weights(), self.layers()
+        groups = [[name for name in weights if _is_within(name, path)] for path in paths]
+        groups += [[name] for name in weights if not any(_is_within(name, path) for path in paths)]
+        for names in groups:
+            yield from revert_weight_conversion(self.model, {name: weights[name] for name in names}).values()
+
     def tie(self) -> None:
         """Let tied parameters without values be one again, so that they count once: each pass replaces them apart."""
         for name, other in (getattr(self.model, "all_tied_weights_keys", None) or {}).items():
@@ -105,6 +128,7 @@ class Offloaded(Transformer):
         Raises `UnsupportedError` for channels, and where else weights change that do not go.
         """
         outline = copy.copy(self)
+        outline.origin = self.origin  # before its weights are gone
         outline.__class__ = self.plain  # type: ignore[assignment]
         outline.model = self._outline()
         layout = outline.layout
@@ -221,6 +245,7 @@ class Offloaded(Transformer):
         sizes = [sum(p.numel() * p.element_size() for p in self.model.get_submodule(path).parameters())
                  for path in self.layers()]  # fmt: skip
         sizes += [p.numel() * p.element_size() for p in self.model.parameters()]
+        self.tie()  # or what is tied would be written twice
         self.model.save_pretrained = partial(self.model.save_pretrained, max_shard_size=max(sizes))
         try:
             with _without_warnings():
