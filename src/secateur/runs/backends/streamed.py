@@ -49,7 +49,7 @@ class OnDisk(TextBackend[Streamed]):
             return source if place is None or place == source.device else source.put_on(place)
         if not isinstance(source, str | Path):
             raise InputError(
-                f"{type(source).__name__} is no folder, so it can't be streamed: give that of its checkpoint"
+                f"{type(source).__name__} is no folder, so it can't be streamed: give the folder of its checkpoint"
             )
         subject = open_streamed(source)
         return subject if place is None or place == subject.device else subject.put_on(place)
