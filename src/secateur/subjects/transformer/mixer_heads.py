@@ -160,7 +160,7 @@ def _find_reached(model: PreTrainedModel, mixer: _Mixer) -> dict[str, list[Tenso
     hook = model.get_submodule(start + mixer.out).register_forward_pre_hook(stop)
     try:
         with contextlib.suppress(Exception):  # values that were tried may be impossible
-            run_model(model, make_tokens())
+            run_model(model, make_tokens()[:1])  # of one text: time goes by the size of what is derived
     finally:
         hook.remove()
     if not found or not found[0].requires_grad or not tensors:
