@@ -202,8 +202,8 @@ def _is_balanced(selection: Selection, plain: Selection) -> bool:
 
 _UNMEASURED = "quality was not measured: no data was given"
 _UNMAPPED = (
-    "the result has no cut_map.json, for no table of its class tells what stays: adapters of the original can't be "
-    "translated to it"
+    "the result has no cut_map.json, for no table of its class tells what stays, or it was cut in no whole units "
+    "before: adapters of the original can't be translated to it"
 )
 
 

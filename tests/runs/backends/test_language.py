@@ -392,6 +392,8 @@ def test_what_is_cached_out_of_sight_is_not_measured_and_refused_only_as_a_budge
     assert [
         note
         for note in row.cut.notes
-        if why in note and note.startswith("KV cache, State cache, Memory: not measured: ")
+        if why in note
+        and note.startswith("KV cache, State cache, Memory: not measured: ")
+        and note.endswith("the last inputs of convolutions alone, without a state that a mixer keeps beside")
     ]
     assert any(why in note for note in measuring.measure(subject, batch=1, length=8).notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,10 +37,12 @@ from secateur.runs import backends, cutting, exporting, measuring
 from secateur.runs.backends.network import Network
 from secateur.subjects.network import files, opening, pretrained
 from secateur.subjects.network.recording import Example
+from secateur.subjects.network.traced import open_traced
 from secateur.subjects.transformer import reshaped
 from secateur.subjects.transformer.origin import Origin
 from secateur.vocabulary import Budget, Selection
 from strangers import run_without_secateur
+from subjects.hybrids import make_hybrid
 
 SMALL = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 MODELS = {
@@ -258,6 +261,68 @@ def test_what_no_config_describes_loads_by_a_modelling_file_where_whole_units_st
     torch.testing.assert_close(torch.load(tmp_path / "logits.pt", weights_only=True), wanted)
     subject = opening.open_network(tmp_path / "small")
     torch.testing.assert_close(subject.forward().logits, wanted)
+
+
+MIXERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Qwen3_5": (
+        "linear_attn.out_proj",
+        {
+            "linear_num_key_heads": 4,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 12,
+            "linear_value_head_dim": 16,
+            "num_hidden_layers": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+        },
+    ),
+    "RecurrentGemma": (
+        "temporal_block.linear_out",
+        {"num_hidden_layers": 2, "block_types": ["recurrent", "attention"]},
+    ),
+}
+"""Output linear of a mixer, and settings with which it has four heads: key heads, and blocks of an RG-LRU.
+
+All values are as many numbers as a chunk of tokens of the delta rule, 64.
+"""
+CACHED = """
+import os, torch
+os.environ["HF_MODULES_CACHE"] = os.path.join(os.getcwd(), "modules")
+exec(open("load.py").read())
+inputs = torch.load("inputs.pt")
+model.eval()
+with torch.no_grad():
+    cached, anew = (
+        model.generate(inputs["input_ids"], max_new_tokens=4, do_sample=False, use_cache=use) for use in (True, False)
+    )
+    assert torch.equal(cached, anew), (cached, anew)
+    torch.save((model(**inputs).logits, cached), "found.pt")
+"""
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_heads_of_a_mixer_are_cut_as_those_of_any_network_and_load_anywhere(name: str, tmp_path: Path) -> None:
+    out, settings = MIXERS[name]
+    make_hybrid(name, **settings).save_pretrained(tmp_path / "model")
+    subject = open_traced(opening.open_network(tmp_path / "model"))
+    sites = [
+        site for site, group in subject.groups().items()
+        if any(member.module.endswith(out) and member.axis == "weight[1]" for member in group.members)
+    ]  # fmt: skip
+    units = subject.units()
+    assert {units[site].count for site in sites} == {4}
+    keep = {site: np.arange(4) != turn % 4 for turn, site in enumerate(sites)}
+    cut, receipt = subject.cut(Selection(keep))
+    assert set(receipt.removed.values()) == {(1, 4)}
+    Network().save(cut, tmp_path / "small")
+    (tmp_path / "load.py").write_text(Network().load_line(tmp_path / "small", "small"))
+    torch.save(inputs := dict(cut.inputs.kwargs), tmp_path / "inputs.pt")
+    run_without_secateur(CACHED, tmp_path)
+    logits, words = torch.load(tmp_path / "found.pt", weights_only=True)
+    with torch.no_grad():
+        torch.testing.assert_close(subject.silence(Selection(keep)).forward().logits, logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(cut.model.eval()(**inputs).logits, logits)
+        again = secateur.load(tmp_path / "small").eval()
+        assert torch.equal(again.generate(inputs["input_ids"], max_new_tokens=4, do_sample=False), words)
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

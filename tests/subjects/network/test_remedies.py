@@ -27,6 +27,20 @@ def test_what_cannot_be_proved_stays_and_the_rest_goes() -> None:
     assert any("a cut of it fails" in note for note in cut.notes)
 
 
+def test_a_number_that_is_as_large_as_the_inputs_are_long_is_told_by_what_lies_inside() -> None:
+    torch.manual_seed(0)
+
+    def run(net, x):
+        first, second = net.a(x).split([net.value_dim, net.value_dim], -1)
+        heads = (first * second).reshape(*x.shape[:2], -1, 4).softmax(-1)
+        return net.b(heads.flatten(2))
+
+    inner = nets.Net(run, a=nn.Linear(6, 16), b=nn.Linear(8, 3), value_dim=8)
+    small, cut = prune(nn.Sequential(nn.Linear(6, 6), inner), torch.randn(2, 8, 6))
+    assert (small[1].a.out_features, small[1].b.in_features, small[1].value_dim) == (8, 4, 4)
+    assert not any("a cut of it fails" in note for note in cut.notes)
+
+
 def literal(fused: bool) -> nets.Net:
     """Its code names the number of heads, so that none can go; each has as many dimensions."""
 

@@ -55,6 +55,8 @@ def units(step: Callable[[Tensor], Tensor]) -> int:
         (lambda x: x + torch.zeros_like(x), 12),
         (lambda x: F.grid_sample(x, torch.zeros(1, 2, 2, 2), align_corners=False), 12),
         (lambda x: x.view(1, 12, 16).cumsum(2), 12),
+        (lambda x: torch.linalg.solve_triangular(x, x, upper=False, unitriangular=True), 12),
+        (lambda x: torch.linalg.solve_triangular(torch.eye(16), x.view(1, 12, 16), upper=True, left=False), 12),
         (lambda x: x.roll(1, 2), 12),
         (lambda x: x.mean((2, 3)).view(1, 12, 1) * x.flatten(2), 12),
         # What stays
@@ -64,6 +66,7 @@ def units(step: Callable[[Tensor], Tensor]) -> int:
         (lambda x: x + torch.arange(12.0).view(1, 12, 1, 1), 0),
         (lambda x: x[:, torch.arange(11, -1, -1)], 0),
         (lambda x: torch.linalg.qr(x).Q, 0),
+        (lambda x: torch.linalg.solve_triangular(torch.eye(12), x.view(1, 12, 16), upper=True), 0),
     ],
 )
 def test_units_that_may_go(step: Callable[[Tensor], Tensor], expected: int) -> None:
@@ -122,6 +125,28 @@ def test_deformable_convolutions_are_cut_and_their_places_stay() -> None:
     assert cut.removed == {"stem.channels": (4, 8), "bent.channels": (6, 12)}
     assert small.places.weight.shape == (18, 4, 3, 3)
     assert small.bent.weight.shape == (6, 4, 3, 3)
+
+
+class Blocks(nn.Module):
+    """Gates that blocks of channels compute, each by a matrix of its own, as those of an RG-LRU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out, self.blocks = nn.Linear(4, 12), nn.Linear(12, 3), 3
+        self.weight, self.bias = nn.Parameter(torch.randn(3, 4, 4)), nn.Parameter(torch.randn(3, 4))
+        self.scale = nn.Parameter(torch.randn(12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        blocks = x.view(x.shape[0], self.blocks, 4).permute(1, 0, 2)
+        gates = torch.baddbmm(self.bias[:, None], blocks, self.weight).transpose(0, 1).reshape(x.shape)
+        return self.out(x * gates.sigmoid() * self.scale)
+
+
+def test_blocks_with_matrices_of_their_own_go_as_wholes() -> None:
+    small, cut = secateur.prune(Blocks(), torch.randn(2, 4))
+    assert cut.removed == {"weight.channels": (2, 3)}
+    assert (small.blocks, small.weight.shape, small.scale.shape) == (1, (1, 4, 4), (4,))
 
 
 def test_a_rule_of_ones_own_for_an_unknown_operator(monkeypatch: pytest.MonkeyPatch) -> None:

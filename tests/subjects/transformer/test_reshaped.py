@@ -26,7 +26,7 @@ from transformers import (
 import secateur
 from secateur import cli
 from secateur.errors import ModelError, UnsupportedError
-from secateur.runs import backends, exporting, memory_plan
+from secateur.runs import backends, cutting, exporting, memory_plan
 from secateur.runs.backends.network import Network
 from secateur.subjects.network import opening, pretrained
 from secateur.subjects.network.traced import Traced, open_traced
@@ -141,10 +141,38 @@ def test_where_modules_went_or_outputs_differ_there_is_no_such_folder(tmp_path: 
     cut = cut_unevenly(tmp_path / "model")
     assert reshaped.build(cut) is not None
     monkeypatch.setattr(reshaped, "differences", lambda one, other: 1.0)
-    assert reshaped.build(cut) is None
+    assert reshaped.build(cut_unevenly(tmp_path / "model")) is None
     monkeypatch.undo()
     cut.model.vit.layers[1].layernorm_after = torch.nn.Identity()
     assert reshaped.build(cut) is None
+
+
+def test_whether_there_is_such_a_folder_is_asked_once(tmp_path: Path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    MODELS["AutoModelForImageClassification"]().save_pretrained(tmp_path / "model")
+    compared, asked = reshaped.differences, []
+
+    def spy(*outputs: object) -> float:
+        asked.append(outputs)
+        return compared(*outputs)
+
+    monkeypatch.setattr(reshaped, "differences", spy)
+    shares = "vit.layers.0.mlp.*=50%"
+    secateur.run(cutting.prune, tmp_path / "model", None, "params=80%", out=tmp_path / "small", shares=shares)
+    assert (tmp_path / "small" / "modeling_secateur.py").is_file()
+    assert len(asked) == 1
+    cut = cut_unevenly(tmp_path / "model")
+    reshaped.build(cut)
+    weight = cut.model.vit.layernorm.weight
+    with torch.no_grad():
+        weight.mul_(2)
+    made = reshaped.build(cut)
+    assert made is not None
+    assert torch.equal(made.vit.layernorm.weight, weight), "one and the same"
+    weight.data = torch.ones_like(weight)
+    made = reshaped.build(cut)
+    assert made is not None
+    assert torch.equal(made.vit.layernorm.weight, weight), "asked anew"
 
 
 def test_to_ask_for_such_a_folder_takes_no_memory_for_weights(tmp_path: Path, monkeypatch) -> None:

@@ -23,7 +23,7 @@ from transformers import (
 import secateur
 import tiny
 from secateur import cli
-from secateur.errors import ModelError
+from secateur.errors import InputError, ModelError
 from secateur.runs import cutting as pruning
 from secateur.subjects import load, open_subject
 from secateur.subjects.network import pretrained
@@ -170,6 +170,30 @@ def test_what_recipes_do_not_cut_in_a_class_is_mapped_and_adapters_are_translate
     del table["tensors"]  # as a recipe writes it
     (old[0] / "cut_map.json").write_text(json.dumps(table))
     assert pretrained.lacks_map(cuts[0], str(old[0]))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_adapters_are_translated_for_a_result_whose_tensors_have_sizes_of_their_own(dora: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(_BEYOND["ranks"][0]).save_pretrained(tmp_path / "base")
+    adapt(tmp_path / "base", tmp_path / "adapter", use_dora=dora).save_pretrained(tmp_path / "merged")
+    for source, out in (("base", "small"), ("merged", "wanted"), ("small", "less")):
+        whole = open_network(tmp_path / source)
+        count = whole.units()[name := "model.layers.0.self_attn.q_a_proj.channels"].count
+        cut, _ = whole.cut(Selection({name: np.arange(count) % 5 > 0}))
+        pretrained.save(cut, tmp_path / out, str(tmp_path / source))
+        assert "shapes" in json.loads((tmp_path / out / "config.json").read_text())["secateur"]
+        assert pretrained.lacks_map(cut, str(tmp_path / source)) is (source == "small")
+    place, notes = secateur.translate_adapter(tmp_path / "adapter", tmp_path / "small", tmp_path / "fit")
+    assert notes == ()
+    fit = peft.PeftModel.from_pretrained(load(tmp_path / "small"), str(place)).merge_and_unload().eval()
+    ids = torch.arange(10, 26).reshape(2, 8)
+    with torch.no_grad():
+        wanted, bare = (load(tmp_path / name)(input_ids=ids).logits for name in ("wanted", "small"))
+        torch.testing.assert_close(fit(input_ids=ids).logits, wanted, atol=1e-5, rtol=1e-5)
+    assert float((bare - wanted).abs().max()) > 0.01
+    with pytest.raises(InputError, match=r"^\S*less carries no cut_map\.json, so nothing tells what was cut"):
+        secateur.translate_adapter(tmp_path / "adapter", tmp_path / "less", tmp_path / "none")
 
 
 def test_a_class_whose_tensors_have_other_names_than_the_table_s_has_no_map(tmp_path: Path) -> None:

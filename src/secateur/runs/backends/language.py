@@ -52,6 +52,10 @@ _WRITE = ("AutoModelForSeq2SeqLM", "AutoModelForSpeechSeq2Seq", "AutoModelForIma
 _WITH_CACHE = ("kv_cache", "state_cache", "memory", "served_memory")
 """Measures that caches count in."""
 
+_HIDDEN_STATES = (
+    "; the state cache as predicted is the last inputs of convolutions alone, without a state that a mixer keeps beside"
+)
+
 _SAME = 1e-4
 """How far apart outputs may be that should be the same but for rounding, relative to their size."""
 
@@ -361,7 +365,10 @@ class Language(TextBackend[Transformer]):
             size.kv_cache_bytes(subject.model, subject.arguments(example))
         except UnsupportedError as error:
             costs = subject.units().cost()
-            return {measure: str(error) for measure in _WITH_CACHE if measure in costs}
+            mixers = [index for index, width in enumerate(subject.widths()) if width.state_heads]
+            hidden = any(subject.layout.state_sizes(index)[0] == 0 for index in mixers)
+            why = f"{error}{_HIDDEN_STATES if hidden else ''}"
+            return {measure: why for measure in _WITH_CACHE if measure in costs}
         return {}
 
     def costs(self, subject: Transformer, environment: latency.Environment) -> dict[str, float]:

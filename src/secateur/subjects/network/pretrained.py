@@ -283,7 +283,6 @@ def save(subject: Traced, folder: Path, original: str) -> bool:
             rebuilt.save(folder)
         elif own is not None:
             reshaped.save(own, folder)
-            found = None  # recipes and adapters do not open it
         else:
             loading.copy_files(original, folder)
             return False
@@ -299,11 +298,13 @@ def save(subject: Traced, folder: Path, original: str) -> bool:
 
 def lacks_map(subject: Traced, original: str) -> bool:
     """Whether `save` writes a folder without the map of what was cut from `original`."""
-    if not (is_pretrained(original) and describes(subject.model)):
+    if not is_pretrained(original):
         return False  # no folder of transformers
     from secateur.subjects.transformer import traced_cuts  # which loads transformers
 
-    return not traced_cuts.has_map(subject, original)
+    if traced_cuts.has_map(subject, original):
+        return False
+    return describes(subject.model) or is_rebuilt(subject, original)
 
 
 def copy_beside(home: Path, folder: Path, *, tokenizer: bool = True) -> None:

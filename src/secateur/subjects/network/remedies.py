@@ -7,13 +7,15 @@ helps one module helps all of its kind, so each remedy is applied to them all, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import nn
 
 from secateur.errors import ModelError
+from secateur.subjects.network.labels import Flow, Shaping, varying
 from secateur.subjects.network.proof import Fault
 from secateur.vocabulary import Selection
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from secateur.subjects.network.traced import Traced
 
 __all__ = ["Constraints", "find_remedy", "keep_site", "trial_selection"]
+
+_REPLACED = WeakKeyDictionary[Flow, dict[type, list[Shaping]]]()
+"""Kind of module -> what its code gave shapes to, where a remedy put other notes in their place."""
 
 
 @dataclass
@@ -71,8 +76,9 @@ def find_remedy(subject: Traced, fault: Fault, selection: Selection) -> list[str
     """Change the constraints so that a cut does not fail as this one did; the sites that are constrained.
 
     The remedies in turn, for all modules of the kind in which the fault shows: sites that meet there are bound to one
-    another, all of them, the same with whole heads, whole heads alone. If none helps, the site that touches least of
-    the network stays. Raises `ModelError` where no site that was cut explains the fault.
+    another, all of them, the same with whole heads, whole heads alone, numbers read as sizes of what lies inside. If
+    none helps, the site that touches least of the network stays. Raises `ModelError` where no site that was cut
+    explains the fault.
     """
     sites = subject.coupling.sites
     cut = [name for name, keep in selection.keep.items() if not bool(np.asarray(keep).all())]
@@ -98,6 +104,8 @@ def find_remedy(subject: Traced, fault: Fault, selection: Selection) -> list[str
     kind = type(modules.get(above, subject.model))
     known = kind in subject.constraints.tried
     if not leaf and _apply_next(subject, kind, around, 0 if above == path else 2):
+        return near
+    if not leaf and _read_inner_sizes(subject, kind, around):
         return near
     candidates = list(subject.coupling.sites) if known and not leaf else cut
     chosen = [_sites_at(subject, place, candidates)[:1] for place in places] or [near]
@@ -145,6 +153,45 @@ def _keep_heads_whole(subject: Traced, whole: Iterable[str]) -> None:
     """Record anew, with these modules' heads whole."""
     subject.constraints.whole = frozenset(whole)
     subject.forget("run", "coupling", "_zeroable")
+
+
+def _read_inner_sizes(subject: Traced, kind: type, places: Iterable[str]) -> bool:
+    """Take what code of these modules gives shapes to for sizes of what lies inside them alone.
+
+    A number of a module that is as large as something else too, such as the hidden size or the length of the inputs,
+    else stays, for nothing tells the two apart. False, and all as it was, where nothing does, or that was done before.
+    """
+    coupling, flow, places = subject.coupling, subject.run.flow, set(places)
+    known = _REPLACED.setdefault(flow, {})
+    others = [shaping for shaping in flow.shapings if shaping.module not in places]
+    if kind in known:
+        flow.shapings[:] = [*others, *known[kind]]
+        return False
+    inside = {
+        path: [
+            site.classes for site in coupling.sites.values()
+            if all(axis.tensor.startswith(f"{path}.") for axis, _ in site.axes)
+        ]
+        for path in places
+    }  # fmt: skip
+    if not any(inside.values()):
+        return False
+    known[kind] = [shaping for shaping in flow.shapings if shaping.module in places]
+    for shaping in known[kind]:
+        if shaping.kind not in ("view", "slice"):
+            others.append(shaping)
+            continue
+        for label in shaping.labels:
+            classes = coupling.classes.of[label.numpy()]
+            if not any(np.isin(classes, own).any() for own in inside[shaping.module]):
+                continue
+            if shaping.kind == "slice":
+                others.append(shaping)
+                continue
+            sizes = [(dim, shaping.shape[dim]) for dim in sorted(varying(label))]
+            others += [replace(shaping, kind="slice", labels=(label,), dim=dim, bounds=(0, end)) for dim, end in sizes]
+    flow.shapings[:] = others
+    return True
 
 
 def _bind(subject: Traced, near: list[str], every: bool) -> list[np.ndarray]:

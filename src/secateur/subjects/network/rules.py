@@ -400,6 +400,36 @@ def _matmul(flow: Flow, call: Call) -> Result:
     return labels
 
 
+@_rule("bmm baddbmm")
+def _batched_matmul(flow: Flow, call: Call) -> Result:
+    """`_matmul` of many matrices at once, also with a state that begins with zeros, and of blocks.
+
+    Rows [h, m, k] that came as h blocks of one row meet one weight [h, k, n] each: blocks go as wholes. Columns of the
+    weight stay: they will lie beside one another again, where those of a block must go with the block alone.
+    """
+    for value in call.tensors:
+        if value._is_view() and flow.blank(value._base) and not flow.labels(value):
+            flow.mark(value, NOTHING, blank=True)
+    rows, weight = call.args[-2:]
+    blocks = any(varying(label) >= {0, 2} for label in flow.labels(rows))
+    if call.base == "baddbmm" and blocks and any(varying(label) == {0} for label in flow.labels(weight)):
+        flow.keep([label for label in flow.labels(weight) if varying(label) == {2}], "is inside a block")
+        flow.mark(weight, tuple(label for label in flow.labels(weight) if varying(label) != {2}))
+    return _matmul(flow, call)
+
+
+@_rule("linalg_solve_triangular")
+def _solve(flow: Flow, call: Call) -> Result:
+    """X of A X = B, or of X A = B: whole systems of a batch go, and of one system what B has beside A's rows."""
+    a, b = flow.operand(call.args[0]), flow.operand(call.args[1])
+    inner = len(b.shape) - (2 if call.kwargs.get("left", True) else 1)
+    square = (len(a.shape) - 2, len(a.shape) - 1)
+    what = "is inside a system of equations"
+    shape = tuple(1 if dim == inner else size for dim, size in enumerate(b.shape))
+    systems = Operand((*a.shape[:-2], 1, 1), flow.collapse_all(a.labels, square, what), a.blank)
+    return flow.elementwise([systems, Operand(shape, flow.collapse_all(b.labels, [inner], what), b.blank)])
+
+
 @_rule("_grouped_mm")
 def _grouped_matmul(flow: Flow, call: Call) -> Result:
     """Rows of [n, k], in groups, with one matrix of [g, k, m] each."""

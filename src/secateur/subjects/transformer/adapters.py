@@ -641,19 +641,20 @@ class _Translation:
                 f"cut: give --base the folder of {self._cut_from}"
             )
         norms = list[Tensor]()
-        for subject, path, factors in ((self._dense, module.path, module.factors), (self._result, module.new, found)):
+        dense = self._dense.model
+        for model, path, factors in ((dense, module.path, module.factors), (self._result, module.new, found)):
             A, B = (factor.double() for factor in _pick_factors(factors).values())
-            weight = self._weight(subject, f"{path}.weight").double()
+            weight = self._weight(model, f"{path}.weight").double()
             norms.append(((weight.T if module.turned else weight) + module.scale * B @ A).norm(dim=1))
         before = self._cut(norms[0], module.place, f"{module.new}.weight", module.stored[:1])
         growth: Tensor = norms[1] / before.clamp_min(torch.finfo(torch.float32).tiny)
         return growth.float()
 
-    def _weight(self, subject: Transformer, name: str) -> Tensor:
+    def _weight(self, model: PreTrainedModel, name: str) -> Tensor:
         """A weight by its name in the adapter's model."""
-        state: dict[str, Tensor] = dict(subject.model.named_parameters(remove_duplicate=False))
+        state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         bare = self._inner(name).removeprefix(self.layout.prefix)
-        found = state.get(f"{subject.layout.prefix}{bare}", state.get(bare))
+        found = state.get(f"{model.base_model_prefix}.{bare}", state.get(bare))
         if found is None:
             raise InputError(f"{self.folder} has a DoRA on {name}, which is not in the base: translate it without")
         return found.detach()
@@ -664,8 +665,10 @@ class _Translation:
         return loading.open_subject(self.weights)
 
     @cached_property
-    def _result(self) -> Transformer:
-        return loading.open_subject(self.small, quantised=True)
+    def _result(self) -> PreTrainedModel:
+        if saving.is_reshaped(checkpoints.read_json(self.small / "config.json")):
+            return loading.read_any(self.small)
+        return loading.open_subject(self.small, quantised=True).model
 
     # ------------------------------------------------------------------------------------------------------- telling
 
@@ -712,7 +715,7 @@ class _Translation:
 
     def _differs(self) -> bool:
         """Whether the weights of the result are others than those that the cut took from the base."""
-        dense, result = self._dense.layout, self._result.model.state_dict()
+        dense, result = self._dense.layout, self._result.state_dict()
         state = cutting.slice_state(dense, self.kept)
         for name, tensor in dense.model.state_dict().items():
             if (new := cutting.new_name(dense, name, dense.place(name), self.kept)) in self.rest:

@@ -223,7 +223,8 @@ def state_terms(layout: Layout, batch: int, size: float) -> Iterator[Term]:
     """Bytes that the states of mixers take while text is written, `size` for each number.
 
     B (H C N + K (H C + F)) of a layer: H heads of C channels with N numbers each, and the last K inputs of the
-    convolution over these and the F rows that groups share, or that all heads have together.
+    convolution over these and the F rows that groups share, or that all heads have together. Of a mixer without keys
+    and queries the last inputs alone: a number for each channel that an RG-LRU keeps in itself is not counted.
     """
     for index, width in enumerate(layout.widths):
         if not width.state_heads:

@@ -23,8 +23,8 @@ class Decoder(Transformer):
         """Bytes of keys and values after `length` tokens: 2 B T head_dim per KV head, T at most window - 1.
 
         Where all heads share one latent, its numbers are cached instead. A layer that has lost its attention keeps a
-        mark of 2 B T numbers, by which the cache knows its length. The states of Mamba-2, which do not grow with the
-        tokens, are a measure of their own, state_cache; those of other mixers are not counted.
+        mark of 2 B T numbers, by which the cache knows its length. The states of mixers, which do not grow with the
+        tokens, are a measure of their own, state_cache (`costs.state_terms`).
         """
         yield from costs.state_terms(layout, batch, layout.model.dtype.itemsize)
         layers = DynamicCache(config=self.model.config).layers

@@ -22,6 +22,9 @@ from secateur.subjects.transformer.small_copy import draw_apart, draw_model, mak
 
 __all__ = ["Heads", "read_heads"]
 
+_COLUMNS = 16
+"""Columns that are derived at once: more take longer than their number, for what is derived leaves the cache."""
+
 _Parts = dict[str, tuple[int, tuple[int, ...]]]
 """Parameter -> the dimension along which heads stand, and the numbers that each has in every part of it.
 
@@ -160,7 +163,7 @@ def _find_reached(model: PreTrainedModel, mixer: _Mixer) -> dict[str, list[Tenso
     hook = model.get_submodule(start + mixer.out).register_forward_pre_hook(stop)
     try:
         with contextlib.suppress(Exception):  # values that were tried may be impossible
-            run_model(model, make_tokens())
+            run_model(model, make_tokens()[:1])  # of one text: time goes by the size of what is derived
     finally:
         hook.remove()
     if not found or not found[0].requires_grad or not tensors:
@@ -169,11 +172,15 @@ def _find_reached(model: PreTrainedModel, mixer: _Mixer) -> dict[str, list[Tenso
     with draw_apart():
         totals = (columns * torch.randn_like(columns)).sum(0)
     try:
-        gradients = torch.autograd.grad(
-            totals, list(tensors.values()), torch.eye(len(totals)), is_grads_batched=True, allow_unused=True
-        )
+        pieces = [
+            torch.autograd.grad(
+                totals, list(tensors.values()), some, retain_graph=True, is_grads_batched=True, allow_unused=True
+            )
+            for some in torch.eye(len(totals)).split(_COLUMNS)
+        ]
     except RuntimeError:  # of an operator that has no derivative, or none for several columns at once
         return {}
+    gradients = [None if some[0] is None else torch.cat(some) for some in zip(*pieces, strict=True)]
     return {
         name: [
             (gradient != 0).movedim(dim, 1).reshape(len(totals), size, -1).any(2).T

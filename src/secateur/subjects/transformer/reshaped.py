@@ -10,7 +10,9 @@ import copy
 import inspect
 from pathlib import Path
 from typing import cast
+from weakref import WeakKeyDictionary
 
+from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
@@ -18,18 +20,33 @@ from secateur.errors import ModelError
 from secateur.formats import reshaped as form
 from secateur.subjects.network import configs
 from secateur.subjects.network.proof import TOLERANCE, differences
+from secateur.subjects.network.recording import tensors_of
 from secateur.subjects.network.traced import Traced
 from secateur.subjects.transformer import saving
 
 __all__ = ["build", "choose_class", "save"]
 
 
+_BUILT = WeakKeyDictionary[nn.Module, tuple[object, PreTrainedModel | None]]()
+"""Network -> its tensors when `build` was last asked about it, and the answer."""
+
+
 def build(subject: Traced) -> PreTrainedModel | None:
     """The network as a model that such a folder loads as; it shares the weights.
 
     None where modules went or came, where no automatic class of transformers makes the model's class, where a recipe's
-    modelling file is needed beside, or where the model, built so, gives other outputs on the example inputs.
+    modelling file is needed beside, or where the model, built so, gives other outputs on the example inputs. Asked
+    again of a network whose tensors are where they were, the answer is the same.
     """
+    network = subject.model
+    tensors = [(name, one.shape, one.data_ptr()) for name, one in tensors_of(network).items()]
+    known = _BUILT.get(network)
+    if known is None or known[0] != tensors:
+        known = _BUILT[network] = tensors, _build(subject)
+    return known[1]
+
+
+def _build(subject: Traced) -> PreTrainedModel | None:
     try:
         network = cast(PreTrainedModel, subject.model)
         plain, config = saving.plain_class(type(network)), copy.deepcopy(network.config)

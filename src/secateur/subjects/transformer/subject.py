@@ -350,7 +350,7 @@ class Transformer:
         `torch.utils.flop_counter` counts: 2 per multiply-add of the matrix products, attention as two full
         [length, length] products per head without a discount for causality or sliding windows; of mixers their linears
         alone, not the scans and convolutions between them, which depend on the kernel); kv_cache
-        (decoders: bytes of keys and values after `length` tokens); state_cache (those of Mamba-2's states); memory =
+        (decoders: bytes of keys and values after `length` tokens); state_cache (those of mixers' states); memory =
         bytes + both caches; with experts also active_params, those which one token passes; with a `profile` also
         served_memory (`costs.serve`).
         `multiple` rounds neurons and channels. Raises `UnsupportedError` for an axis that isn't there.
