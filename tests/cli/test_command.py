@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 
 import pytest
 
@@ -99,3 +100,13 @@ def test_a_config_that_does_not_fit_is_refused_in_one_line(capsys, monkeypatch, 
     assert error in printed
     assert printed.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["some.yaml"]
+
+
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.example])
+def test_the_example_that_is_told_where_something_is_missing_can_be_typed(name):
+    command = COMMANDS[name]
+    words = command.example.partition(",")[0].split()
+    flags = {flag.words: flag for flag in [*command.flags(), *command.recipe_flags(words[2:])[0]]}
+    for word, value in itertools.pairwise(words):
+        if word.startswith("--"):
+            flags[word].value([value] if flags[word].again else value)

@@ -18,6 +18,18 @@ def test_show_prints_the_card_the_method_and_the_options_with_what_holds_without
     assert "Args:" not in shown
 
 
+@pytest.mark.parametrize("recipe", sorted(recipes.cards()))
+def test_show_tells_the_departures_from_the_paper_and_the_budgets(capsys, recipe):
+    """As the pages of recipes and the guide of budgets say."""
+    assert cli.main(["show", recipe]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    departures = recipes.describe(recipe).partition("Departures")[2]
+    assert departures
+    assert " ".join(departures.split()) in shown
+    assert recipes.budgets(recipe)
+    assert f"Budgets: {recipes.budgets(recipe)}" in shown
+
+
 def test_an_unknown_recipe_is_refused_with_the_nearest(capsys):
     assert cli.main(["show", "minitrn"]) == 2
     assert "did you mean 'minitron'" in capsys.readouterr().err

@@ -70,3 +70,9 @@ def test_a_tasks_metric_is_known_by_its_last_part():
     assert display.measure("arc/acc").better == "more"
     assert display.measure("arc/acc").label == "arc: accuracy"
     assert display.measure("very_new").label == "very new"
+
+
+def test_parameters_that_one_token_passes_are_shown_beside_all_parameters():
+    assert display.measure("active_params").label == "Active parameters"
+    assert display.number("active_params", 1_250_592) == display.number("params", 1_250_592)
+    assert display.order(["perplexity", "active_params", "bytes"])[0] == "active_params"

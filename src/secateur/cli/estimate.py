@@ -48,5 +48,5 @@ COMMAND = Command(
     help={"model": "a folder with a config.json, with weights or without, the file itself, a GGUF file, or a Hub id."},
     more=[AS_JSON],
     needed={"MODEL": "model"},
-    example="secateur estimate MODEL --share 50%",
+    example="secateur estimate MODEL --share 0.5",
 )

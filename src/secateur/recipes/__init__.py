@@ -25,6 +25,7 @@ from secateur.vocabulary import Result
 
 __all__ = [
     "Option",
+    "budgets",
     "cards",
     "data_kind",
     "describe",
@@ -135,6 +136,11 @@ def data_kind(name: str) -> str:
     for second in _function(_parse(place.text()), place.function).args.args[1:2]:
         return ast.unparse(second.annotation) if second.annotation else ""
     return ""
+
+
+def budgets(name: str) -> str:
+    """Which budgets the recipe called `name` takes, as its docstring says it; "" where it says nothing."""
+    return _arguments(describe(name)).get("budgets", "")
 
 
 def training(name: str) -> list[Option]:

@@ -49,6 +49,7 @@ _MEASURES = {
     "latency": Measure("Latency", "seconds", "speed", "less"),
     "tokens_per_second": Measure("Tokens per second", "plain", "speed", "more"),
     "params": Measure("Parameters", "count", "size", "less"),
+    "active_params": Measure("Active parameters", "count", "size", "less"),
     "embedding_params": Measure("Embedding parameters", "count", "size", "less"),
     "weights": Measure("Non-zero weights", "count", "size", "less"),
     "zeros": Measure("Zeros", "share", "size", "more"),
