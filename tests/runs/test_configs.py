@@ -13,6 +13,7 @@ def test_a_config_with_an_unknown_key_is_refused(tmp_path):
     for text, message in (
         ("recipe: ziplm\nstps: 3\n", "unknown key 'stps': did you mean 'steps'"),
         ("recipe: ziplm\non_result: print\n", "unknown key 'on_result'"),
+        ("recipe: ziplm\non_data: print\n", "unknown key 'on_data'"),
         ("- 1\n", "holds no settings"),
         ("a: [", "is not YAML"),
     ):

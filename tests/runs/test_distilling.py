@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -1199,3 +1200,17 @@ def test_what_has_an_option_of_its_own_is_not_set_twice(training, named):
 
     with pytest.raises(InputError, match=f"which distill has an option for: give {named} itself"):
         settings.read_training(training, lr=1e-4)
+
+
+@pytest.mark.parametrize("how", [{}, {"cache": 8}, {"hidden": True}])
+def test_a_teacher_that_is_offloaded_teaches_what_it_teaches_in_memory(how, tmp_path):
+    student, teacher = (open_subject(tiny.model("llama", seed), tokenizer=tiny.tokenizer()) for seed in range(2))
+    away = open_subject(cpu_offload(tiny.model("llama", 1), "cpu"), tokenizer=tiny.tokenizer())
+    rows = [
+        secateur.distill(student, one, TEXTS, tmp_path / name, **{**QUICK, **how, "steps": 3})
+        for one, name in ((teacher, "inside"), (away, "outside"))
+    ]
+    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("outside", "inside"))
+    assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+    assert rows[0].baselines == rows[1].baselines
+    assert all(parameter.is_meta for parameter in away.model.parameters())

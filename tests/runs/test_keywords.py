@@ -148,7 +148,10 @@ def test_a_quick_look_takes_less_of_what_takes_time_and_nothing_that_was_given()
     assert {"steps", "calibration", "corrections", "judged", "ratio", "timings"} == set(less)
     assert all(less[name] < usual[name] for name in less)
     keywords.check_options(ziplm, less)
-    assert keywords.quicken(ziplm, {"corrections"}, keywords.DRY) == {"timings": 8}
+    forecast = keywords.quicken(ziplm, {"corrections"}, keywords.DRY)
+    assert forecast == {"timings": 8, "trials": 50, "calibration": 64, "judged": 16}
+    both = keywords.quicken(ziplm, (), keywords.QUICK, keywords.DRY)
+    assert both == {**less, "trials": 10, "corrections": 0}, "a dry run takes no more of a quick look"
 
     def frugal(subject, data, budgets, run, *, steps: int = 0, samples: int = 8): ...
 

@@ -70,6 +70,7 @@ def test_arms_are_measured_on_what_the_run_was(place):
     ):
         with pytest.raises(InputError, match=f"the result channels=50% was measured on {told}"):
             scratch_baseline.add(place / folder, *how[1:3], "E", chance=False, held_out=held_out)
+        assert not (place / folder / "scratch").exists(), "nothing is trained for an arm that is refused"
     assert evidence.read(place / "out")[0].baselines == row.baselines
 
 

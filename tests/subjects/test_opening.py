@@ -26,6 +26,10 @@ def test_a_network_is_opened_cut_saved_and_loaded(tmp_path: Path) -> None:
     result = secateur.prune(subject)
     result.subject.save(tmp_path / "small")
     assert torch.equal(load(tmp_path / "small", original=network())(torch.ones(1, 3)), result.model(torch.ones(1, 3)))
+    for build in (network, lambda: (network(), torch.ones(2, 3))):
+        assert torch.equal(load(tmp_path / "small", original=build)(torch.ones(1, 3)), result.model(torch.ones(1, 3)))
+    with pytest.raises(InputError, match=r"original gave int: expected a torch.nn.Module, or \(module, inputs\)"):
+        load(tmp_path / "small", original=lambda: 3)
     again = open_subject(tmp_path / "small", original=network(), inputs="2x3")
     assert again.units().cost()["channels"] == 4
     assert open_subject(result.subject).units().cost()["channels"] == 4

@@ -46,7 +46,7 @@ COMMAND = Command(
     },
     metavars=SCOPES,
     again=("budget", "protect"),
-    without=("recipe", "length", "stream", "on_result", "subject", "budgets", "run", *_REFUSED),
+    without=("recipe", "length", "stream", "on_result", "on_data", "subject", "budgets", "run", *_REFUSED),
     needed={"MODEL": "model", "--budget": "budget", "--out": "out"},
     example="secateur prune net.py:build --budget channels=50% --out small",
     pushes=True,

@@ -79,7 +79,7 @@ COMMAND = Command(
     ["secateur.run"],
     arguments=("recipe", "model"),
     words={"inputs": "--input", "after": "--with"},
-    without=("on_result",),
+    without=("on_result", "on_data"),
     help={
         "recipe": "a recipe's name: `secateur list` shows them.",
         "model": "a model folder or Hub id; for recipes on networks file.py:function.",

@@ -21,6 +21,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from secateur._utils import devices
 from secateur._utils.rundir import Run
 from secateur.errors import InfeasibleError, InputError, MeasurementError
 from secateur.formats import onnx_files
@@ -269,7 +270,7 @@ def time_layers(subject: Transformer, batch: int, length: int) -> levels.Table:
     example = subject.example(batch, length)
     times = latency.time_interleaved(
         {"whole": partial(subject.forward, example), "half": partial(half.forward, example)},
-        rounds=20, progress=True, device=str(subject.model.device),
+        rounds=20, progress=True, device=str(devices.find_device(subject.model)),
     )  # fmt: skip
     whole = times["whole"].value
     gone = count - int(stays.sum())

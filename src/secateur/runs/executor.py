@@ -86,6 +86,7 @@ def run(
     part: str | None = None,
     after: Source | None = None,
     on_result: Callable[[Evidence], object] | None = None,
+    on_data: Callable[[Mapping[str, str]], object] | None = None,
     **options: object,
 ) -> list[Evidence]:
     """Run a recipe, and leave the smaller model, its evidence and a report in `out`.
@@ -117,8 +118,8 @@ def run(
             preprocessor_config.json; what the model records of its own if None.
         size: of the inputs that images become: 224, "224x160" (height x width) or "1x28x28" (greyscale).
         workers: processes that read images ahead; by the machine's cores if None.
-        dry_run: print what would be cut and what that saves; nothing is trained or written, and what is timed is timed
-            for less long, so that the forecast of times is rougher.
+        dry_run: print what would be cut and what that saves; nothing is trained or written. To a budget in time it also
+            calibrates, searches and times less, as its notes say, so that the forecast is rougher.
         quick: a first look within minutes, not what the recipe can do: it calibrates, searches, times and trains less
             where nothing else is said. The result loses more quality, and may miss its time by more.
         overwrite: start anew where `out` holds another run.
@@ -141,6 +142,7 @@ def run(
         after: for recipes on what a training changed, what it made of the model: a folder, a Hub id, or the folder of a
             LoRA adapter on it.
         on_result: called with each budget's evidence as soon as its model is in place.
+        on_data: called with the hashes of the data as it was read, before anything is made; it may raise.
         options: the recipe's own.
 
     Raises:
@@ -153,8 +155,8 @@ def run(
     timed = {"batch": batch, "length": length, "environment": environment, "timer": timer}
     given = {name: value for name, value in timed.items() if value is not None}
     timed_cut = any("latency" in budget for budget in budgets)
-    wanted = {**(keywords.QUICK if quick else {}), **(keywords.DRY if dry_run and timed_cut else {})}
-    less = keywords.quicken(function, {*options, *given}, wanted)
+    wanted = ([keywords.QUICK] if quick else []) + ([keywords.DRY] if dry_run and timed_cut else [])
+    less = keywords.quicken(function, {*options, *given}, *wanted)
     options = {**less, **options}
     chosen = keywords.check_options(
         function, keywords.fitting(function, {**options, **given}, timed, seed=seed, dry_run=dry_run)
@@ -202,6 +204,8 @@ def run(
     backend.check_place(subject, function.__name__, by_blocks=by_blocks, lacking=lacking)
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
+    if on_data is not None:
+        on_data(parts.digests)
     if isinstance(parts.train, examples.Examples):  # what fits into memory at a step need not at a larger pass
         parts = replace(parts, train=examples.limit(parts.train, keywords.another_batch(flags, function)))
     notes = list(parts.notes)

@@ -9,6 +9,7 @@ import math
 import os
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -168,18 +169,22 @@ QUICK: dict[str, float] = {
 }
 """Options that take time -> as much of them as a first look needs."""
 
-DRY: dict[str, float] = {"corrections": 0, "timings": 8}
-"""What a dry run needs of what is timed on the way to a cut: its table of sizes and times is a forecast."""
+DRY: dict[str, float] = {"corrections": 0, "timings": 8, "trials": 50, "calibration": 64, "judged": 16}
+"""What a dry run needs on the way to a cut that is to meet a time: its table of sizes and times is a forecast."""
 
 QUICK_PAIRS = 10
 """Pairs of runs of the result and the original that a first look times; up to eight times as many on a noisy clock."""
 
 
-def quicken(function: Callable[..., object], given: Collection[str], most: Mapping[str, float]) -> dict[str, float]:
-    """Values of `most`, as `QUICK`, for the options that the recipe has, has larger, and that are not among `given`."""
+def quicken(function: Callable[..., object], given: Collection[str], *most: Mapping[str, float]) -> dict[str, float]:
+    """Values of `most`, as `QUICK`, for the options that the recipe has, has larger, and that are not among `given`.
+
+    Of several the least.
+    """
     usual = defaults(function)
     numbers = {name: value for name, value in usual.items() if isinstance(value, int | float)}
-    return {name: value for name, value in most.items() if numbers.get(name, 0) > value and name not in given}
+    least = {name: min(one[name] for one in most if name in one) for name in chain.from_iterable(most)}
+    return {name: value for name, value in least.items() if numbers.get(name, 0) > value and name not in given}
 
 
 def spares(function: Callable[..., object], name: str) -> bool:

@@ -65,10 +65,13 @@ def _evaluating(*subjects: object) -> AbstractContextManager[None]:
     return evaluating(*(model for model in [*models, *heads] if isinstance(model, nn.Module)))
 
 
-def check_judges(row: Evidence, held_out: Data | None, arm: Evidence | None = None) -> None:
-    """Refuse held-out data, before an `arm` is made or of one that was, on which the run's result was not measured."""
+def check_judges(row: Evidence, held_out: Data | None, digests: Mapping[str, str] | None = None) -> None:
+    """Refuse held-out data on which the run's result was not measured.
+
+    digests: of what an arm beside it would be given, as `splits.Parts` has them; None where it is not read yet.
+    """
     digest = row.settings.get("held_out_sha256")
-    if (digest is None) == (held_out is None) and (arm is None or arm.settings.get("held_out_sha256") == digest):
+    if (digest is None) == (held_out is None) and (digests is None or digests.get("held_out_sha256") == digest):
         return
     part, named = "a part of the data: leave held_out out", f"{row.settings.get('held_out')}: give that as held_out"
     raise InputError(f"the result {row.target} was measured on {part if digest is None else named}")

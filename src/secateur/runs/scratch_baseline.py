@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -84,14 +85,14 @@ def add(
             try:
                 (arm,) = executor.run(
                     generate, model, data, row.target, Path(out) / "scratch" / f"{name}-{row.target}",
-                    held_out=judges, **shared, arm=name, **options,
+                    held_out=judges, on_data=partial(measuring.check_judges, row, judges), **shared, arm=name,
+                    **options,
                 )  # fmt: skip
             except SecateurError as error:
                 if name != "random units":
                     raise
                 notes.append(f"random units could not be trained: {error}")
                 continue
-            measuring.check_judges(row, judges, arm)
             beside[name] = {**arm.after, **arm.measured}
         kept = [note for note in row.cut.notes if note not in notes]
         rows.append(replace(row, baselines=beside, cut=replace(row.cut, notes=(*kept, *notes))))

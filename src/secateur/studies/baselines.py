@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -125,16 +125,16 @@ def add(
         names += ["text", "label", "completion_only", "packing"]
         shared = {name: row.settings[name] for name in names if name in row.settings}
         recovery = {name: row.settings[name] for name in ("steps", *distillation.RECORDED) if name in row.settings}
+        alike = partial(measuring.check_judges, row, judges)
         beside = {}
         table = Path(out) / "work" / "latency.json"
         for baseline in baselines:
             place = Path(out) / "baselines" / f"{baseline.__name__}-{row.target}"
-            how, arm = {**shared, "recovery": recovery, "held_out": judges}, baseline
+            how, arm = {**shared, "recovery": recovery, "held_out": judges, "on_data": alike}, baseline
             if baseline is magnitude:
                 how |= {name: row.settings[name] for name in _CLOCK if name in row.settings}
                 arm = _with_table(arm, table) if row.recipe == "ziplm" and table.exists() else arm
             (found,) = executor.run(arm, model, data, row.target, place, **how)
-            measuring.check_judges(row, judges, found)
             beside[baseline.__name__.replace("_", " ")] = {**found.after, **found.measured}
         rows.append(_note_gaps(replace(row, baselines=beside)))
     executor.publish_evidence(Path(out), rows)

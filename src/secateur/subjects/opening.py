@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from secateur._utils import plugins
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.network import pretrained
-from secateur.subjects.network.opening import is_saved, load_saved, open_network, open_saved
+from secateur.subjects.network.opening import Original, is_saved, load_saved, open_network, open_saved
 from secateur.subjects.network.traced import Traced, open_traced
 from secateur.subjects.transformer import loading
 from secateur.subjects.transformer.subject import Transformer
@@ -19,12 +19,12 @@ from secateur.subjects.transformer.subject import Transformer
 __all__ = ["load", "open_subject"]
 
 
-def load(path: str | Path, *, original: nn.Module | str | None = None) -> nn.Module:
+def load(path: str | Path, *, original: Original | None = None) -> nn.Module:
     """A saved model in evaluation mode, of unequal layers too, without running code from its folder.
 
     original: of a cut network that is no transformer, a module of the architecture that was cut, with any weights, or
-    "file.py:function" that builds it; by default the function on record. The network may be trained, and saved by
-    `open_subject(network, inputs=...).save(folder)`.
+    the function that builds it, itself or as "file.py:function"; by default the function on record. The network may be
+    trained, and saved by `open_subject(network, inputs=...).save(folder)`.
 
     Raises `ModelError` for a folder that is damaged or no model's, `InputError` where the original can't be built anew.
     """
@@ -46,7 +46,7 @@ def open_subject(
     source: str | Path | nn.Module | Traced,
     *,
     inputs: object = None,
-    original: nn.Module | str | None = None,
+    original: Original | None = None,
     **options: Any,
 ) -> Transformer | Traced:
     """A model as something to prune.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 
@@ -12,10 +13,14 @@ from transformers import AutoModelForCausalLM
 import secateur
 import tiny
 from secateur.errors import UnsupportedError
+from secateur.methods import timing
+from secateur.runs import measuring
 from secateur.runs.backends import of_source
 from secateur.runs.backends.language import Language
 from secateur.runs.backends.offloaded import OffloadedLanguage
 from secateur.subjects import Transformer, open_subject
+from secateur.subjects.transformer import costs
+from secateur.vocabulary import Figure
 from subjects.transformer.test_offloaded import describe, to_disk
 
 
@@ -75,7 +80,11 @@ def mixtures(tmp_path_factory: pytest.TempPathFactory) -> tuple[Transformer, Tra
         ("minitron", {}, "and minitron needs all of them at once, as training and gradients do: open it without"),
         ("shortgpt", {"steps": 10}, "as training and gradients do: say steps=0, open it without device_map where"),
         ("d_pruner", {}, "say by=general, open it without device_map where memory holds it, or take a recipe that"),
-        ("stun", {}, "and stun needs all of them at once"),
+        (
+            "stun",
+            {},
+            "and stun needs all of them at once, .* memory holds it, give its folder and stream=True, or",
+        ),
     ],
 )
 def test_what_trains_or_needs_gradients_is_refused_up_front(
@@ -115,3 +124,47 @@ def test_experts_are_scored_and_cut_where_they_are_brought(
         secateur.run("slimmoe", one, tiny.chains(60), "params=70%", tmp_path / name, **options)
     found, expected = (open_subject(tmp_path / name).model.state_dict() for name in ("outside", "inside"))
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
+
+
+def test_a_tied_table_counts_once_before_and_after_a_pass(tmp_path: Path) -> None:
+    config = copy.deepcopy(tiny.model("llama").config)
+    config.tie_word_embeddings = True
+    whole = open_subject(type(tiny.model("llama"))(config).eval(), tokenizer=tiny.tokenizer())
+    subject = open_subject(to_disk(whole.model, tmp_path / "away"), tokenizer=tiny.tokenizer())
+    for one in (whole, subject):
+        one.profile = costs.Profile(weights=1.0, cache=1.0, buffers=1.0, states=1.0)
+    found, expected = (secateur.measure(one, batch=2, length=8)["model"] for one in (subject, whole))
+    for name in ("params", "bytes", "packed_bytes", "memory", "served_memory", "flops", "kv_cache"):
+        assert found[name].value == expected[name].value, name
+    assert repr(subject).partition("(")[2] == repr(whole).partition("(")[2]
+
+
+def test_only_pytorch_as_it_is_times_what_is_brought_by_hooks(
+    pair: tuple[Transformer, Transformer], tmp_path: Path
+) -> None:
+    for timer in ("compile", "onnx"):
+        told = f"timer={timer} can't run LlamaForCausalLM, which is offloaded: take timer=eager, or open it without"
+        with pytest.raises(UnsupportedError, match=told):
+            secateur.measure(pair[1], batch=2, length=8, timer=timer)
+        with pytest.raises(UnsupportedError, match=told):
+            secateur.run(
+                "shortgpt", pair[1], tiny.chains(60), "params=70%", tmp_path / "out", samples=4, timer=timer, length=8
+            )
+    assert not (tmp_path / "out").exists()
+    row = secateur.measure(pair[1], batch=2, length=8, environment="decode")["model"]
+    assert row["tokens_per_second"].value > 0
+
+
+def test_layers_are_chosen_by_the_time_that_they_take_where_they_are_brought(
+    pair: tuple[Transformer, Transformer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(timing, "time_share", lambda _, student, *__, **___: (1 + len(student.layers())) / 5)
+    monkeypatch.setattr(
+        timing.latency, "time_interleaved", lambda runs, **_: {"whole": Figure(5.0), "half": Figure(3.0)}
+    )
+    monkeypatch.setattr(measuring, "CLOCK", {"pairs": 6, "lasting": 0.0, "enough": 0.0, "resolution": 9.0})
+    how = {"data": tiny.chains(60), "budget": "speedup=1.6x", "samples": 4, "batch": 2, "length": 8}
+    for dry in (True, False):
+        (row,) = secateur.run("shortgpt", pair[1], out=tmp_path / "out", dry_run=dry, **how)
+        assert row.predicted["speedup"] == pytest.approx(5 / 3)
+    assert len(open_subject(tmp_path / "out").layers()) == 2

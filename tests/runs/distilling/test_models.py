@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from dataclasses import replace
 
 import pytest
 import torch
-from accelerate import dispatch_model
+from accelerate import cpu_offload, dispatch_model
 from safetensors.torch import save_file
 from torch import nn
 from transformers import BertForMaskedLM
@@ -63,6 +64,22 @@ def test_a_teacher_of_which_parts_lie_elsewhere_passes(tmp_path):
     assert torch.equal(bare.prediction, wanted)
     with pytest.raises(UnsupportedError, match=r"the student is offloaded, .*: open it without device_map"):
         models.check_chain(teacher, [], [student], align=False)
+
+
+def test_a_teacher_of_which_nothing_is_in_memory_passes_and_a_learner_does_not():
+    student, teacher = (open_subject(tiny.model("llama", seed), tokenizer=tiny.tokenizer()) for seed in range(2))
+    away = cpu_offload(copy.deepcopy(teacher.model), "cpu")
+    opened = models.open_teacher(Language(), away, "cpu", None, student)
+    assert opened.model is away
+    models.check_chain(student, [], [opened], align=False)
+    batch = student.example(2, 5)
+    bare = opened.forward(batch, head=False)
+    assert bare.head is None, "its head has let its weights go when a loss would call it"
+    assert torch.equal(bare.prediction, teacher.forward(batch).prediction)
+    with pytest.raises(UnsupportedError, match=r"the assistant is offloaded, .*: open it without device_map; only a"):
+        models.check_chain(student, [opened], [teacher], align=False)
+    with pytest.raises(UnsupportedError, match="the teacher is offloaded, and only weights in memory are packed:"):
+        models.open_teacher(Language(), away, None, None, student, bits=8)
 
 
 def test_networks_teach_whole(of_networks):

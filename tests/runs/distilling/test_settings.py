@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from secateur.errors import InputError
+from secateur.errors import InputError, MissingExtraError
+from secateur.recover.training import loop
 from secateur.runs.distilling import settings as chosen
 
 
@@ -116,3 +117,12 @@ def test_a_folder_of_a_cache_stands_beside_the_run_and_has_a_cache(plain, tmp_pa
     ):
         with pytest.raises(InputError, match=words):
             chosen.check_cache(one, place, tmp_path / "out")
+
+
+def test_trackers_that_are_not_there_are_refused_before_a_run_directory_is_made(monkeypatch):
+    monkeypatch.setattr(loop, "get_available_trackers", list)
+    with pytest.raises(MissingExtraError, match="trackers=wandb needs the package wandb"):
+        chosen.read_training("trackers=wandb")
+    with pytest.raises(InputError, match="trackers=foo: Accelerate knows"):
+        chosen.read_training("trackers=foo")
+    assert chosen.read_training("patience=2") == {"patience": 2}

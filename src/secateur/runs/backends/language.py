@@ -149,11 +149,10 @@ def _choose_automatic(architecture: str) -> str:
     return next((name for name in likely if name in made_by), "AutoModel")
 
 
-def _serve(subject: Transformer, batch: Batch) -> float:
-    """Bytes of weights, caches and one activation of `batch`, as the subject's profile says; numbers as counted."""
+def _serve(subject: Transformer, batch: Batch, weights: float) -> float:
+    """Bytes of so many weights, caches and one activation of `batch`, as the subject's profile says; as counted."""
     profile = subject.profile
     assert profile is not None
-    weights = float(sum(parameter.numel() for parameter in subject.model.parameters()))
     keys, states = size.cache_numbers(subject.model, subject.arguments(batch))
     activations = float(batch["input_ids"].numel() * subject.hidden_size)
     caches = keys * profile.cache + states * profile.states
@@ -201,10 +200,11 @@ class Language(TextBackend[Transformer]):
             if lacking == "":
                 return
             own = f"say {lacking}, " if lacking else ""
+            way = ", give its folder and stream=True" if by_blocks and lacking is None else ""
             raise UnsupportedError(
                 f"{model} is offloaded, {away} of its {len(weights)} parameters are not in memory, and {recipe} needs "
                 f"all of them at once, as training and gradients do: {own}open it without device_map where memory "
-                "holds it, or take a recipe that works block by block, such as wanda"
+                f"holds it{way}, or take a recipe that works block by block, such as wanda"
             )
         if away:
             raise UnsupportedError(
@@ -329,16 +329,17 @@ class Language(TextBackend[Transformer]):
         transformer count, for they are saved with it.
         """
         weights = [p for module in (subject.model, *subject.head) for p in module.parameters()]
-        bits = None if subject.stored is None else subject.stored.bits
-        row = {
+        stored, bits = stored_bytes(subject), None if subject.stored is None else subject.stored.bits
+        own = float(sum(p.numel() for p in subject.model.parameters()))
+        active = {"active_params": Figure(subject.active_params())} if isinstance(subject, Moe) else {}
+        row = {  # what is counted comes first: passes of an offloaded model part what is tied
             "params": Figure(float(sum(p.numel() for p in weights))),
             "embedding_params": Figure(float(size.parameters(subject.model)["embedding_params"])),
-            "bytes": Figure(stored_bytes(subject), unit="B"),
+            "bytes": Figure(stored, unit="B"),
             "flops": Figure(size.flops(subject.model, subject.arguments(batch))),
-            **sparsity.figures(self.matrices(subject), stored_bytes(subject), bits),
+            **sparsity.figures(self.matrices(subject), stored, bits),
+            **active,
         }
-        if isinstance(subject, Moe):
-            row["active_params"] = Figure(subject.active_params())
         if self.find_unmeasured(subject):
             return row
         if subject.kind == "decoder":
@@ -350,7 +351,7 @@ class Language(TextBackend[Transformer]):
                 row["kv_cache"] = Figure(float(keys * subject.model.dtype.itemsize), unit="B")
                 row["state_cache"] = Figure(cache - row["kv_cache"].value, unit="B")
             if subject.profile is not None:
-                row["served_memory"] = Figure(_serve(subject, batch), unit="B")
+                row["served_memory"] = Figure(_serve(subject, batch, own), unit="B")
         else:
             row["memory"] = row["bytes"]
         return row

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from secateur._utils import devices
 from secateur._utils.batches import Batch
+from secateur.errors import UnsupportedError
 from secateur.measure import latency
 from secateur.runs.backends import Row
 from secateur.runs.backends.language import Language
@@ -44,6 +45,15 @@ class OffloadedLanguage(Language):
         """The model is measured where Accelerate runs it."""
         place = super().environment(subject, batch, length, threads, device)
         return replace(place, device=str(devices.find_device(subject.model)))
+
+    def check_clock(self, subject: Transformer, environment: latency.Environment) -> None:
+        """See `Language.check_clock`; Accelerate's hooks, which bring the weights, run in PyTorch as it is alone."""
+        if environment.timer != "eager":
+            raise UnsupportedError(
+                f"timer={environment.timer} can't run {type(subject.model).__name__}, which is offloaded: take "
+                "timer=eager, or open it without device_map where memory holds it"
+            )
+        super().check_clock(subject, environment)
 
     def describe_memory(
         self,

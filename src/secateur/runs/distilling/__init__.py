@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from secateur._utils import distributed
+from secateur._utils import devices, distributed
 from secateur._utils.noting import keep_notes, keep_notes_in, list_notes
 from secateur._utils.rundir import Run
 from secateur.measure.environment import describe as describe_machine
@@ -236,7 +236,7 @@ def distill(
         batches,
         environment,
         str(cache_at),
-        apart=bool(teacher_device),
+        apart=bool(teacher_device) or any(devices.is_offloaded(teacher.model) for teacher in above),
     )
     trial.check_number(setup, learner)
     notes += parts.notes

@@ -58,7 +58,13 @@ def open_teacher(
     if isinstance(model, str | Path):
         source = open_subject(model, quantised=True)
         packed.adopt(source.model)
-    teacher = cast(Transformer, backend.open(source, None if bits else device, data))
+    stays = _is_offloaded(model)
+    if stays and bits:
+        raise UnsupportedError(
+            "the teacher is offloaded, and only weights in memory are packed: leave teacher-bits out, or open it "
+            "without device_map"
+        )
+    teacher = cast(Transformer, backend.open(source, None if bits or stays else device, data))
     if bits:
         teacher = teacher if isinstance(model, str | Path) else teacher.copy()
         packed.pack(teacher.model, bits, within=teacher.layers())
@@ -216,7 +222,7 @@ def check_chain(
     fixed = devices.is_fixed(student.model)
     for name, one in named[1:]:
         ours, theirs = (devices.find_device(model) for model in (student.model, one.model))
-        if ours != theirs and not (name == "teacher" and (apart or devices.is_fixed(one.model))):
+        if ours != theirs and not (name == "teacher" and (apart or _lies_apart(one.model))):
             able = [] if fixed else [f"device={ours}"]
             able += [f"teacher-device={ours if fixed else theirs}"] if name == "teacher" else []
             words = f"say {' or '.join(able)}" if able else "bring it there"
@@ -225,13 +231,26 @@ def check_chain(
             _check_pair(student, one, name, align)
 
 
+def _lies_apart(model: nn.Module) -> bool:
+    """Whether a teacher stays where it lies: Accelerate brings along what is elsewhere, weights too."""
+    return devices.is_fixed(model) or devices.is_offloaded(model)
+
+
+def _is_offloaded(model: Model) -> bool:
+    module = model.model if isinstance(model, Transformer | Traced) else model
+    return isinstance(module, nn.Module) and devices.is_offloaded(module)
+
+
 def _check_place(name: str, model: nn.Module) -> None:
-    if name == "teacher" and devices.is_fixed(model):  # Accelerate brings along what is elsewhere
+    if name == "teacher" and _lies_apart(model):
         return
     places = sorted({str(parameter.device) for parameter in model.parameters()})
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if not p.is_floating_point()})
     if devices.find_offloaded(model):
-        raise UnsupportedError(f"the {name} is offloaded, and what is trained is in memory: open it without device_map")
+        raise UnsupportedError(
+            f"the {name} is offloaded, and what is trained is in memory: open it without device_map; only a teacher "
+            "may be"
+        )
     if "meta" in places:
         raise InputError(f"the {name} has parameters without values (device meta): load its weights")
     if len(places) > 1:

@@ -230,13 +230,16 @@ def check_teachers(settings: Settings, device: str, bits: int) -> None:
 def read_training(training: str | Mapping[str, object], **named: float) -> Mapping[str, object]:
     """Settings of the training loop; those that have an option of their own are `named`, unless they are 0.
 
-    Raises `InputError` where `training` sets what is an option of distill itself, or epochs, which it does not count.
+    Raises `InputError` where `training` sets what is an option of distill itself, or epochs, which it does not count,
+    and as `loop.check_trackers`.
     """
     twice = sorted(loop.options(training).keys() & {"steps", "epochs", "batch", "lr"})
     if twice:
         instead = "steps" if twice[0] == "epochs" else twice[0]
         raise InputError(f"training sets {twice[0]}, which distill has an option for: give {instead} itself")
-    return loop.options({**loop.options(training), **{name: value for name, value in named.items() if value}})
+    found = loop.options({**loop.options(training), **{name: value for name, value in named.items() if value}})
+    loop.check_trackers(found.get("trackers") or ())
+    return found
 
 
 def parse_warm_up(given: str | Mapping[str, float]) -> dict[str, float]:

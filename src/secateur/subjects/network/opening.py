@@ -22,12 +22,14 @@ from secateur.subjects.network.traced import Traced, reload_traced
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["NetworkSource", "build_network", "is_saved", "load_saved", "open_network", "open_saved"]
+__all__ = ["NetworkSource", "Original", "build_network", "is_saved", "load_saved", "open_network", "open_saved"]
 
 First: TypeAlias = Callable[[nn.Module], object]
 """Inputs where none come along, such as the first of the data, which may depend on how the module takes them."""
 NetworkSource: TypeAlias = str | Path | nn.Module | Traced
 """A module, a subject, "file.py:function" or "package.module:function", or the folder of a saved cut."""
+Original: TypeAlias = nn.Module | str | Callable[[], object]
+"""The architecture that was cut: a module, or what builds it, itself or by its name."""
 
 
 def is_saved(source: object) -> bool:
@@ -82,7 +84,7 @@ def build_network(
     return module, example
 
 
-def load_saved(folder: str | Path, original: nn.Module | str | None = None) -> nn.Module:
+def load_saved(folder: str | Path, original: Original | None = None) -> nn.Module:
     """The cut network that was saved in `folder`, with its weights.
 
     original: a module of the architecture that was cut, with any weights, or the function that builds it; if None, the
@@ -91,7 +93,7 @@ def load_saved(folder: str | Path, original: nn.Module | str | None = None) -> n
     return files.read(Path(folder), _build_original(Path(folder), original)[0]).model
 
 
-def open_saved(folder: str | Path, original: nn.Module | str | None = None, inputs: object = None) -> Traced:
+def open_saved(folder: str | Path, original: Original | None = None, inputs: object = None) -> Traced:
     """As `load_saved`, as a subject; inputs: example inputs, or their shape, those on record if None."""
     folder = Path(folder)
     module, example = _build_original(folder, original)
@@ -101,13 +103,15 @@ def open_saved(folder: str | Path, original: nn.Module | str | None = None, inpu
     return reload_traced(folder, module, _inputs_of_program(folder) if example is None else example)
 
 
-def _build_original(folder: Path, original: nn.Module | str | None) -> tuple[nn.Module, object]:
+def _build_original(folder: Path, original: Original | None) -> tuple[nn.Module, object]:
     """The architecture that was cut, and the inputs that its function gives, or None."""
     example: object = None
     if isinstance(original, nn.Module):
         module = original
+    elif callable(original):
+        module, example = _call(original)
     else:
-        name = original or files.read_history(folder).built_by or _first_original(_read_record(folder))
+        name = str(original or "") or files.read_history(folder).built_by or _first_original(_read_record(folder))
         if ":" not in name and not pretrained.is_pretrained(name):
             raise InputError(
                 f"{folder} was cut from {name or 'a network'} that was given in Python, and the record names no "
@@ -118,6 +122,15 @@ def _build_original(folder: Path, original: nn.Module | str | None) -> tuple[nn.
     if type(module).__name__ != files.read_kind(folder):
         with suppress(SecateurError):  # another architecture, as will be said
             module = detectors.adapt(module)
+    return module, example
+
+
+def _call(build: Callable[[], object]) -> tuple[nn.Module, object]:
+    """What a function gives: a module, or one and its inputs. Raises `InputError` for anything else."""
+    found = build()
+    module, example = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    if not isinstance(module, nn.Module):
+        raise InputError(f"original gave {type(found).__name__}: expected a torch.nn.Module, or (module, inputs)")
     return module, example
 
 

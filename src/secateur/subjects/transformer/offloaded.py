@@ -32,7 +32,7 @@ from secateur.subjects.transformer import costs, cutting, files
 from secateur.subjects.transformer.cutting import Kept
 from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.origin import Origin, hash_tensors
-from secateur.subjects.transformer.subject import Transformer
+from secateur.subjects.transformer.subject import Output, Transformer
 from secateur.vocabulary import Cut, Selection, Units
 
 __all__ = ["Offloaded", "Weights", "form_of"]
@@ -203,6 +203,14 @@ class Offloaded(Transformer):
         assert isinstance(result, Offloaded)
         result.changed = weights
         return result
+
+    def forward(self, batch: Mapping[str, Tensor], *, hidden: bool = False, head: bool = True) -> Output:
+        """See `Transformer.forward`; it runs as a whole, for a head that is called later has let its weights go."""
+        return super().forward(batch, hidden=hidden, head=True)
+
+    def __repr__(self) -> str:
+        self.tie()
+        return super().__repr__()
 
     # ------------------------------------------------------------------------------------------------- block by block
 
