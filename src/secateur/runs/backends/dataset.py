@@ -124,7 +124,7 @@ def holds_texts(data: Data, text: str) -> bool:
         written = sum(file.suffix in texts.SUFFIXES for file in files)
         pictures = sum(is_image(file) for file in files) if written else 0
         if pictures >= max(1, written):
-            warnings.warn(f"{path} holds {pictures} images and {written} texts: the images are read", DataWarning, 2)
+            warnings.warn(f"{path} holds {pictures} images and {written} texts: the images are read", DataWarning, 1)
             return False
         return written > 0
     if path.exists() or path.suffix in (".npz", *tables.SUFFIXES):
