@@ -209,7 +209,9 @@ def prune_context(
     subject, meter, answers = None, job.servers.meter(), list[Pruned]()
     for each in questions:
         try:
-            subject = _open(job, documents, titles) if subject is None else subject
+            if subject is None:
+                _check_documents(job, documents)
+                subject = job.open(documents, titles)
             answers.append(job.prune(subject, each, meter))
         except Exception as error:
             if strict:
@@ -221,12 +223,11 @@ def prune_context(
     return answers if several else answers[0]
 
 
-def _open(job: Job, documents: Document, titles: Titles = None) -> Any:
-    """`Job.open`. Raises `DataError` for a file, or its bytes, that holds no text: a PDF, an image, an archive."""
+def _check_documents(job: Job, documents: Document) -> None:
+    """Raise `DataError` for a file, or its bytes, that holds no text: a PDF, an image, an archive."""
     for document in documents if isinstance(documents, list | tuple) else [documents]:
         if job.reader.brings_documents and isinstance(document, bytes | Path):
             _check_text(document)
-    return job.open(documents, titles)
 
 
 def _check_text(document: bytes | Path) -> None:
@@ -279,7 +280,8 @@ def estimate_context(
 ) -> Estimate:
     """What `prune_context` would come to for what it would cut, which is cut for it; nothing is written."""
     job = Job.of(recipe, budget, options, documents)
-    subject = _open(job, documents)
+    _check_documents(job, documents)
+    subject = job.open(documents)
     job.check_trial()
     return estimate(job, 1, [lambda meter: job.prune(subject, question, meter)])
 
