@@ -304,6 +304,20 @@ def check_run(recipe: str, budgets: str | list[str], own: dict[str, Any]) -> Non
     keywords.check_options(recipes.find(recipe), own)
 
 
+def test_pages_import_nothing_that_only_tests_have() -> None:
+    ours = {place.stem for place in (ROOT / "tests").iterdir() if place.is_dir() or place.suffix == ".py"}
+    wrong = []
+    for page in PAGES:
+        own = {block.title.removesuffix(".py") for block in blocks(page)}
+        for block in blocks(page):
+            for node in ast.walk(ast.parse(block.text)) if block.language == "python" else ():
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                tops = {name.partition(".")[0] for name in names}
+                wrong += [f"{page.name}:{block.line}: {name}" for name in sorted(tops & ours - own)]
+    assert not wrong
+
+
 def test_dotted_names_in_text_exist() -> None:
     wrong = []
     for page in PAGES:

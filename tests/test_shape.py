@@ -334,6 +334,12 @@ def section(name: str) -> str:
     return text.split(f"[{name}]\n", 1)[1].split("\n[", 1)[0]
 
 
+def test_extras_for_users_stand_on_the_page_on_installing() -> None:
+    extras = set(re.findall(r"^(\w+) = \[", section("project.optional-dependencies"), re.MULTILINE))
+    page = (ROOT / "docs" / "guide" / "install.md").read_text("utf-8")
+    assert extras - {"test", "bench", "fuzz", "docs"} <= set(re.findall(r"`(\w+)`", page))
+
+
 def test_extras_named_in_errors_exist() -> None:
     extras = set(re.findall(r"^(\w+) = \[", section("project.optional-dependencies"), re.MULTILINE))
     for file in SOURCES:

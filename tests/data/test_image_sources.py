@@ -88,6 +88,51 @@ def test_images_lie_deeper_in_the_folder_of_their_class(tmp_path):
     assert data.classes == ("a", "b")
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("training", "testing"), "holds testing, training, parts of a data set and no classes: say --data .*training "
+                                  "--held-out .*testing"),
+        (("train",), "holds train, parts of a data set and no classes: say --data .*train"),
+        (("flowers",), "holds the one folder flowers, with folders of images: say --data .*flowers"),
+    ],
+)  # fmt: skip
+def test_parts_of_a_data_set_are_not_read_as_classes(tmp_path, names, said):
+    for name in names:
+        class_folder(tmp_path / name, 4)
+    with pytest.raises(DataError, match=said):
+        examples.read(tmp_path)
+    assert examples.read(tmp_path / names[0]).classes == ("a", "b")
+
+
+def test_classes_may_be_called_as_parts(tmp_path):
+    draw(tmp_path / "train" / "1.png")
+    draw(tmp_path / "test" / "2.png")
+    assert examples.read(tmp_path).classes == ("test", "train")
+
+
+def test_images_whose_form_is_not_read_are_told(tmp_path):
+    class_folder(tmp_path, 4)
+    assert not examples.read(tmp_path).notes
+    (tmp_path / "a" / "phone.HEIC").write_bytes(b"x")
+    (note,) = examples.read(tmp_path).notes
+    assert note == f"1 images of {tmp_path.name} are left out, for their form is not read: phone.HEIC"
+
+
+def test_a_class_without_images_is_told(tmp_path):
+    class_folder(tmp_path, 4)
+    (tmp_path / "c").mkdir()
+    data = examples.read(tmp_path)
+    assert data.classes == ("a", "b", "c")
+    assert data.notes == (f"1 of 3 folders of {tmp_path.name} hold no image: c",)
+
+
+def test_images_without_folders_are_refused(tmp_path):
+    draw(tmp_path / "1.png")
+    with pytest.raises(DataError, match="holds no images in folders named by class"):
+        examples.read(tmp_path)
+
+
 def test_a_table_of_datasets(tmp_path):
     rows = table(tmp_path / "x")
     check(examples.read(rows), classes=("a", "b"))

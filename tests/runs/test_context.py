@@ -49,6 +49,23 @@ def test_bad_calls_get_one_line(tmp_path):
         secateur.prune_context("htmlrag", PAGE, "a", "tokens=3", tokenizer="no/such/tokenizer")
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [(b"%PDF-1.4\n1 0 obj", "is a PDF"), (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "is no text")],
+)
+def test_files_that_hold_no_text_are_refused(tmp_path, content, what):
+    (tmp_path / "report.pdf").write_bytes(content)
+    for document in (tmp_path / "report.pdf", content):
+        for call in (secateur.prune_context, context.estimate_context):
+            with pytest.raises(DataError, match=f"{what}: give HTML, Markdown or plain text"):
+                call("htmlrag", document, "a", "words=3")
+
+
+def test_text_of_two_bytes_a_letter_is_text(tmp_path):
+    (tmp_path / "wide.html").write_bytes("<p>old trees</p>".encode("utf-16"))
+    assert "old trees" in secateur.prune_context("htmlrag", tmp_path / "wide.html", "trees", "words=3").text
+
+
 def test_what_stays_of_each_document_stands_in_their_order(tmp_path):
     files = [tmp_path / "a.html", tmp_path / "b.txt"]
     files[0].write_text(PAGE)

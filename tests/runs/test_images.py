@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ import yaml
 import secateur
 from pictures import class_folder
 from secateur.errors import DataError
-from secateur.runs import cutting, executor
+from secateur.runs import cutting, executor, measuring
 
 NET = """
 import torch
@@ -49,6 +50,20 @@ def test_a_folder_of_photographs_is_cut_judged_and_resumed(here):
     assert "class_names" in json.dumps(json.loads(before))
     again = cutting.configured(here / "half" / "run.yaml", {"out": "again"})
     assert (again["transform"], again["size"], again["workers"]) == ("imagenet", 16, 1)
+
+
+def test_a_network_is_measured_on_the_held_out_part_with_the_classes_of_the_other(here):
+    class_folder(here / "apart" / "train", 8)
+    class_folder(here / "both", 6)
+    shutil.copytree(here / "both" / "b", here / "apart" / "val" / "b")  # by itself, b would be the first class
+    shutil.copytree(here / "both" / "b", here / "whole" / "b")
+    (here / "whole" / "a").mkdir()
+    right, found = (measuring.measure("net.py:build", data=data, size=16, batch=4) for data in ("whole", "apart"))
+    assert found["model"]["accuracy"] == right["model"]["accuracy"]
+    assert found["model"]["accuracy"].samples == 3
+    note = "quality is measured on apart/val, the held-out part of the data: 3 examples"
+    assert note in found.notes
+    assert note not in right.notes
 
 
 def test_the_record_of_a_run_names_the_held_out_folder_so_that_it_repeats(here):

@@ -141,6 +141,14 @@ def test_what_some_recipes_call_samples_is_calibration_in_all(tmp_path):
     assert [flag.words for flag in flags if flag.also == "--calibration"] == ["--samples"]
 
 
+@pytest.mark.parametrize("recipe", recipes.cards())
+def test_a_quick_look_trains_for_few_epochs(recipe):
+    usual = keywords.defaults(recipes.find(recipe))
+    long = {name for name, value in usual.items() if name.endswith("epochs") and isinstance(value, int | float)}
+    long = {name for name in long if usual[name] > 2}
+    assert long <= keywords.quicken(recipes.find(recipe), (), keywords.QUICK).keys()
+
+
 def test_a_quick_look_takes_less_of_what_takes_time_and_nothing_that_was_given():
     from secateur.recipes.language.ziplm import ziplm
 

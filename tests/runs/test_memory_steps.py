@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -168,3 +169,22 @@ def test_what_can_not_be_planned_has_no_line() -> None:
     line = memory_steps.describe_planned(lambda: {"weights": 10.0, "training": 2.0**60})
     assert line.startswith("peak memory: weights 10")
     assert line.endswith("too little for training")
+
+
+def test_what_can_not_be_planned_prints_no_traceback_of_torch() -> None:
+    log, records = logging.getLogger("torch._subclasses.fake_tensor"), list[logging.LogRecord]()
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+
+    def plan() -> dict[str, float]:
+        log.error("failed while attempting to run meta")
+        raise RuntimeError
+
+    log.addHandler(handler)
+    try:
+        assert memory_steps.describe_planned(plan) == ""
+        assert not records
+        log.error("of another")
+    finally:
+        log.removeHandler(handler)
+    assert len(records) == 1

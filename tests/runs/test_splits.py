@@ -154,11 +154,11 @@ def test_held_out_boxes_of_fewer_classes_are_numbered_as_those_of_the_data():
         return Examples(torch.rand(1, 3, 8, 8), None, (target,), names, "scenes", ids=tuple(range(1, len(names) + 1)))
 
     data = scenes(("cat", "cow", "dog"), 0, 1, 2)
-    judged = splits._with_classes_of(data, scenes(("cow", "dog"), 1, 0))
+    judged = splits.with_classes_of(data, scenes(("cow", "dog"), 1, 0))
     assert judged.targets[0]["labels"].tolist() == [2, 1]
     assert (judged.classes, judged.ids) == (data.classes, data.ids)
     strange = scenes(("cat", "emu"), 1)
-    assert splits._with_classes_of(data, strange) is strange
+    assert splits.with_classes_of(data, strange) is strange
 
 
 def test_parts_of_a_new_run_hold_every_class_and_those_of_an_old_one_are_as_they_were(tmp_path):
@@ -224,6 +224,16 @@ def test_val_beside_train_is_what_is_measured_on(tmp_path):
 def test_a_transform_of_arrays_is_refused():
     with pytest.raises(InputError, match="data holds arrays, which are taken as they are: leave transform and size"):
         splits.read(Network(), DATA, size=16)
+
+
+def test_a_size_is_of_the_images_beside_arrays(tmp_path):
+    class_folder(tmp_path / "photos", 4)
+    np.savez(tmp_path / "packed.npz", inputs=np.zeros((6, 3, 16, 16), np.float32), labels=[0, 1] * 3)
+    for given in (["packed.npz", "photos"], ["photos", "packed.npz"]):
+        parts = splits.read(Network(), *(str(tmp_path / name) for name in given), size=16)
+        assert {part.inputs[:].shape[1:] for part in parts} == {(3, 16, 16)}
+    with pytest.raises(InputError, match="holds arrays, which are taken as they are"):
+        splits.read(Network(), *[str(tmp_path / "packed.npz")] * 2, size=16)
 
 
 def test_names_of_classes_are_recorded():

@@ -42,6 +42,10 @@ _SHOWN = 3
 """Classes that messages name."""
 
 
+_OF_IMAGES = "of_images"
+"""In a file of images that were written as arrays: their digest, and that of the arrays."""
+
+
 @dataclass(frozen=True, eq=False)
 class Examples:
     """Inputs in order, and what each of them should give.
@@ -311,7 +315,8 @@ class Examples:
     def save(self, path: str | Path) -> None:
         """Write an .npz file that `read` gives back as it is, digest and all; whole, or not at all.
 
-        Images are written as the inputs that they become, all of which are in memory then.
+        Images are written as the inputs that they become, all of which are in memory then; beside them two digests in
+        `of_images`, of the images and of these arrays.
 
         Raises:
             DataError: numbers that would be read as others (see `storable`).
@@ -332,6 +337,9 @@ class Examples:
             arrays["box_image"] = np.repeat(np.arange(len(self)), counts)
         if self.sizes:
             arrays["sizes"] = np.array(self.sizes)
+        if isinstance(self.inputs, Images):
+            plain = replace(self, inputs=torch.from_numpy(arrays["inputs"]), labels=classes, masks=None)
+            arrays[_OF_IMAGES] = np.array([self.digest, plain.digest])
         with disk.writing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **arrays)
 

@@ -46,6 +46,10 @@ Data: TypeAlias = Any
 """What a user gives, of whatever library it is."""
 
 _TRAIN = "train"
+_PART = re.compile("train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?")
+"""What a folder of a part of a data set is called."""
+_UNREAD = frozenset({".arw", ".cr2", ".dng", ".heic", ".heif", ".nef", ".psd", ".svg"})
+"""Files of images that Pillow does not read by itself."""
 _IMAGE_COLUMNS = ("image", "img", "images", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
 LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0}
@@ -76,15 +80,39 @@ def read_folder(path: Path) -> Classified:
     Raises `DataError` for none, and for damaged files.
     """
     if find_held_out(path) is not None:
-        found = read_folder(path / _TRAIN)
-        return Classified(found.images, found.labels, found.classes, path.name)
+        return replace(read_folder(path / _TRAIN), name=path.name)
     kinds = _class_folders(path)
-    files = [(file, number) for number, kind in enumerate(kinds) for file in sorted(kind.rglob("*")) if is_image(file)]
+    _check_classes(path, kinds)
+    inside = [(file, number) for number, kind in enumerate(kinds) for file in sorted(kind.rglob("*"))]
+    files = [(file, number) for file, number in inside if is_image(file)]
     if not files:
         raise DataError(f"{path} holds no images in folders named by class: give path/class/image.png")
     images = Images(Files([file for file, _ in files]))
     images.keys()  # what is damaged is told now, and not after hours
-    return Classified(images, np.array([n for _, n in files]), tuple(kind.name for kind in kinds), path.name)
+    labels, classes = np.array([n for _, n in files]), tuple(kind.name for kind in kinds)
+    unread = [file.name for file, _ in inside if file.suffix.lower() in _UNREAD and not file.name.startswith(".")]
+    bare = [kind.name for number, kind in enumerate(kinds) if number not in labels]
+    notes = {
+        f"{len(unread)} images of {path.name} are left out, for their form is not read": unread,
+        f"{len(bare)} of {len(kinds)} folders of {path.name} hold no image": bare,
+    }
+    told = tuple(f"{note}: {', '.join(names[:3])}" for note, names in notes.items() if names)
+    return Classified(images, labels, classes, path.name, told)
+
+
+def _check_classes(path: Path, kinds: Sequence[Path]) -> None:
+    """Raise `DataError` where what stands in place of folders of classes are parts of a data set, or one folder."""
+    parts = [one for one in kinds if _PART.fullmatch(one.name.lower())]
+    inner = [_class_folders(kind) for kind in kinds]
+    if not kinds or not all(inner) or any(is_image(file) for kind in kinds for file in kind.iterdir()):
+        return
+    if len(parts) == len(kinds):
+        learned = next((one for one in parts if one.name.lower().startswith(_TRAIN)), parts[0])
+        held = next((f" --held-out {one}" for one in parts if one != learned), "")
+        names = ", ".join(one.name for one in parts)
+        raise DataError(f"{path} holds {names}, parts of a data set and no classes: say --data {learned}{held}")
+    if len(kinds) == 1 and len(inner[0]) > 1:
+        raise DataError(f"{path} holds the one folder {kinds[0].name}, with folders of images: say --data {kinds[0]}")
 
 
 def _class_folders(path: Path) -> list[Path]:

@@ -40,7 +40,12 @@ __all__ = [
     "read_size",
 ]
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+SUFFIXES = frozenset(
+    {
+        ".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tga", ".tif",
+        ".tiff", ".webp",
+    }
+)  # fmt: skip
 Places: TypeAlias = "Sequence[int] | NDArray[np.int64] | Tensor"
 
 _HEAD = 16384

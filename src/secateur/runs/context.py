@@ -19,7 +19,7 @@ from secateur._utils.disk import atomic_write, guard
 from secateur._utils.rundir import Transient
 from secateur.clients import chat
 from secateur.clients.chat import Meter
-from secateur.errors import BudgetError, InfeasibleError, InputError, SecateurError
+from secateur.errors import BudgetError, DataError, InfeasibleError, InputError, SecateurError
 from secateur.runs import keywords, records, servers
 from secateur.runs.backends import documents as reading
 from secateur.runs.backends.documents import AnyReader, Document, Titles
@@ -44,6 +44,10 @@ __all__ = [
     "record",
     "warn_spent",
 ]
+
+
+_HEAD = 1024
+"""Bytes by which a text is told from other files."""
 
 
 class Readable(Protocol):
@@ -205,7 +209,9 @@ def prune_context(
     subject, meter, answers = None, job.servers.meter(), list[Pruned]()
     for each in questions:
         try:
-            subject = job.open(documents, titles) if subject is None else subject
+            if subject is None:
+                _check_documents(job, documents)
+                subject = job.open(documents, titles)
             answers.append(job.prune(subject, each, meter))
         except Exception as error:
             if strict:
@@ -215,6 +221,27 @@ def prune_context(
     if meter.refused:
         warn_spent(meter.calls, meter.tokens)
     return answers if several else answers[0]
+
+
+def _check_documents(job: Job, documents: Document) -> None:
+    """Raise `DataError` for a file, or its bytes, that holds no text: a PDF, an image, an archive."""
+    for document in documents if isinstance(documents, list | tuple) else [documents]:
+        if job.reader.brings_documents and isinstance(document, bytes | Path):
+            _check_text(document)
+
+
+def _check_text(document: bytes | Path) -> None:
+    """Refuse what begins as a PDF, or with a NUL among its first letters, as no text does but in UTF-16."""
+    if isinstance(document, bytes):
+        name, head = "what was given", document[:_HEAD]
+    else:
+        if not document.is_file():  # whoever reads it says so
+            return
+        with guard(document), document.open("rb") as file:
+            name, head = str(document), file.read(_HEAD)
+    if head.startswith(b"%PDF-") or (b"\0" in head and not head.startswith((b"\xff\xfe", b"\xfe\xff"))):
+        kind = "a PDF" if head.startswith(b"%PDF-") else "no text"
+        raise DataError(f"{name} is {kind}: give HTML, Markdown or plain text, as a converter makes of it")
 
 
 def _uncut(job: Job, documents: Document, subject: Any, question: object, error: Exception) -> Pruned:
@@ -253,6 +280,7 @@ def estimate_context(
 ) -> Estimate:
     """What `prune_context` would come to for what it would cut, which is cut for it; nothing is written."""
     job = Job.of(recipe, budget, options, documents)
+    _check_documents(job, documents)
     subject = job.open(documents)
     job.check_trial()
     return estimate(job, 1, [lambda meter: job.prune(subject, question, meter)])

@@ -166,6 +166,16 @@ QUICK: dict[str, float] = {
     "corrections": 1,
     "ratio": 0.8,
     "timings": 8,
+    "runs": 1,
+    "epochs": 2,
+    "sparse_epochs": 1,
+    "finetune_epochs": 1,
+    "distil_epochs": 1,
+    "quantise_epochs": 1,
+    "surrogate_epochs": 2,
+    "probe_epochs": 2,
+    "tune_epochs": 1,
+    "score_epochs": 2,
 }
 """Options that take time -> as much of them as a first look needs."""
 

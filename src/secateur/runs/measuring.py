@@ -448,7 +448,7 @@ def measure(
         model: a folder, a Hub id, "file.py:function" for any network, or an object. A network that was cut stands in
             the folder of its run; its original, `against`, says what it was made of.
         against: another model, or several.
-        data: what quality is measured on, all of it.
+        data: what quality is measured on, all of it; of examples in several parts the held-out one, as a note says.
         text: the column of texts.
         label: the column of classes, or of an .npz file the array; '' for none.
         completion_only: of chats, measure the assistant's answers alone, and not what they answer.
@@ -499,10 +499,13 @@ def measure(
     model, others = load(model), [load(source) for source in others]
     if inputs is not None and not backend.has_inputs:
         raise InputError(f"inputs are of networks, and these are {backend.family}: leave them out")
-    corpus, _ = splits.read(
-        backend, data, text=text, label=label, sizes=sizes, transform=transform, size=size, workers=workers,
+    held_out = splits.find_held_out(backend, data) if backend.noun == "examples" else None
+    corpus, apart = splits.read(
+        backend, data, held_out, text=text, label=label, sizes=sizes, transform=transform, size=size, workers=workers,
         completion_only=completion_only, packing=packing,
     )  # fmt: skip
+    if apart is not None and corpus is not None:
+        corpus = splits.with_classes_of(corpus, apart)
     others = [backend.open(source, device, corpus, inputs) for source in others[:1]] + others[1:]
     others[1:] = [backend.reopen(source, others[0], device) for source in others[1:]]
     subject = backend.reopen(model, others[0], device) if others else backend.open(model, device, corpus, inputs)
@@ -523,6 +526,9 @@ def measure(
         ensembles.check_models(backend, subject, dict(zip(names, others, strict=True)), here)
     rows = Figures({"model": {}})
     rows.notes += tuple(backends.note_rows(backend, batch, place))
+    if apart is not None and corpus is not None:
+        named = splits.names_of(part=(held_out, apart))["part"]
+        rows.notes += (f"quality is measured on {named}, the held-out part of the data: {len(corpus)} examples",)
     for number, other in enumerate(others):
         with with_threads(place):
             before, after, both, notes = Reference(backend, other, place, corpus, pairs).compare(subject)

@@ -5,6 +5,7 @@ Passes are run on tensors without memory (`measure.memory.simulate`); what the l
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -70,10 +71,14 @@ def describe(stages: Mapping[str, float], device: str = "cpu") -> str:
 
 def describe_planned(plan: Callable[[], Mapping[str, float]], device: str = "cpu") -> str:
     """The line on what `plan` gives; "" where passes need values, as those of detectors may."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # which prints the traceback of what is tried here
+    before, log.disabled = log.disabled, True
     try:
         return describe(plan(), device)
     except Exception:  # whatever a model's own code raises
         return ""
+    finally:
+        log.disabled = before
 
 
 def find_share(budgets: Sequence[Budget], whole: float) -> float:

@@ -24,7 +24,7 @@ from secateur.vocabulary import Figure
 
 __all__ = [
     "Dataset", "Parts", "Stratified", "box_size_notes", "columns", "copies_note", "find_held_out", "follow_record",
-    "missing_classes_note", "names_of", "range_note", "read", "reading_notes", "split",
+    "missing_classes_note", "names_of", "range_note", "read", "reading_notes", "split", "with_classes_of",
 ]  # fmt: skip
 
 _SHOWN = 3
@@ -120,7 +120,8 @@ def read(
         data, held_out = texts.take_rows(data), texts.take_rows(held_out)
     corpus, apart = (None if source is None else backend.read(source, text, label) for source in (data, held_out))
     if transform is not None or size is not None or workers is not None:
-        corpus, apart = (None if part is None else _as_declared(part, transform, size, workers)
+        pictured = any(isinstance(part, Examples) and isinstance(part.inputs, Images) for part in (corpus, apart))
+        corpus, apart = (None if part is None else _as_declared(part, transform, size, workers, pictured)
                          for part in (corpus, apart))  # fmt: skip
     if sizes is not None:
         corpus, apart = (None if part is None else _with_sizes(part, examples.sides(sizes)) for part in (corpus, apart))
@@ -142,9 +143,12 @@ def find_held_out(backend: AnyBackend, data: Data, held_out: Data = None) -> Dat
     return texts.find_held_out(data) if backend.noun == "texts" else None
 
 
-def _as_declared(data: Dataset, transform: object, size: object, workers: int | None) -> Dataset:
+def _as_declared(data: Dataset, transform: object, size: object, workers: int | None, pictured: bool) -> Dataset:
+    """The images as inputs; arrays stay as they are where the other part of the data is images (`pictured`)."""
     if not isinstance(data, Examples):
         raise InputError(f"{data.name} holds no images: leave transform, size and workers out")
+    if pictured and not isinstance(data.inputs, Images):
+        return data
     return examples.with_transform(data, transform, size, workers)
 
 
@@ -264,7 +268,7 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
     Raises `DataError` for what the subject can't take, held-out data by which it can't be judged, and too little data.
     """
     if held_out is not None:
-        held_out = _with_classes_of(data, held_out)
+        held_out = with_classes_of(data, held_out)
         _check_alike(data, held_out)
     new = isinstance(data, Stratified)
     data = backend.fit_data(data, subject)
@@ -333,7 +337,7 @@ def names_of(**given: tuple[Data, Dataset | None]) -> dict[str, Any]:
     return {**names, "class_names": list(classes)} if classes else names
 
 
-def _with_classes_of(data: Dataset, judged: Dataset) -> Dataset:
+def with_classes_of(data: Dataset, judged: Dataset) -> Dataset:
     """Held-out examples with the classes numbered as in `data`, if it names all of theirs; masks are read as there."""
     if not isinstance(data, Examples) or not isinstance(judged, Examples):
         return judged

@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pictures import class_folder, mask_folder
+from secateur.data.examples import Examples
+from secateur.errors import DataWarning
 from secateur.runs.backends import dataset
 from secateur.runs.backends.dataset import Datasets
 from secateur.subjects import ExampleSet
@@ -38,3 +41,28 @@ def test_of_a_dict_its_train_split_or_its_rows_are_read():
 def test_what_holds_texts_is_told_by_its_name(name, texts):
     assert dataset.holds_texts(name, "text") is texts
     assert dataset.is_stream(name) is (not isinstance(name, str | list))
+
+
+@pytest.mark.parametrize("note", ["notes.txt", "metadata.jsonl"])
+def test_notes_beside_images_are_no_texts_to_prune(tmp_path, note):
+    class_folder(tmp_path, 6)
+    for kind in "ab":
+        (tmp_path / kind / note).write_text('{"text": "what a camera said"}\n', "utf-8")
+    with pytest.warns(DataWarning, match=f"{tmp_path.name} holds 6 images and 2 texts: the images are read"):
+        data = dataset.read_rows(tmp_path)
+    assert isinstance(data, Examples)
+    assert len(data) == 6
+
+
+def test_texts_with_fewer_pictures_beside_them_are_texts(tmp_path):
+    class_folder(tmp_path, 2)
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text("a text\n", "utf-8")
+    assert dataset.holds_texts(tmp_path, "text")
+
+
+def test_names_of_classes_beside_masks_are_no_texts_to_prune(tmp_path):
+    mask_folder(tmp_path, 4)
+    data = dataset.read_rows(tmp_path)
+    assert isinstance(data, Examples)
+    assert data.masks is not None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
 import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from pictures import class_folder
 from secateur import conformance
 from secateur.data import examples, tables, texts
 from secateur.data.examples import Examples
@@ -203,6 +207,26 @@ def test_packed_examples_stand_for_the_data(tmp_path):
             again.source.take(np.array(beyond))
     with pytest.raises(DataError, match=r"images is at hand in part, .* give all of it"):
         whole.repeats()
+
+
+def test_packed_images_stand_for_the_files(tmp_path):
+    """Nothing but the folder of the index is left of photographs that were packed as the inputs that they became."""
+    data = examples.with_transform(examples.read(class_folder(tmp_path / "photos", 9)), size=16)
+    left = ExampleSet(data, [1, 4, 8])
+    pixels, labels = left.data.inputs[:], left.data.labels
+    left.save(tmp_path / "index", packed=True)
+    place = tmp_path / "index" / "examples.npz"
+    with np.load(place) as file:
+        np.savez(place, **{name: file[name] for name in file.files if name != "of_images"})
+    left.save(tmp_path / "index", packed=True)  # anew, for by what is there it can't be told
+    shutil.rmtree(tmp_path / "photos")
+    there = examples.read(tmp_path / "index" / "examples.npz")
+    again = ExampleSet.load(there, tmp_path / "index")
+    assert torch.equal(again.data.inputs, pixels)
+    assert torch.equal(again.data.labels, labels)
+    assert (again.kept.tolist(), len(again.source)) == ([1, 4, 8], 9)
+    with pytest.raises(DataError, match="or all of the examples that it keeps"):
+        ExampleSet.load(replace(there, labels=1 - there.labels), tmp_path / "index")
 
 
 def test_what_is_packed_is_written_once_and_follows_its_index(tmp_path):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from secateur.data import box_files, examples, ray_data, tables, texts
+from secateur.data import box_files, examples, masks, ray_data, tables, texts
 from secateur.data import parts as parts_of
 from secateur.data.examples import Examples
+from secateur.data.images import is_image
 from secateur.data.survey import Survey, survey
 from secateur.data.tables import Table
 from secateur.data.texts import Corpus
-from secateur.errors import DataError
+from secateur.errors import DataError, DataWarning
 from secateur.methods import indices
 from secateur.runs import sources
 from secateur.runs.backends import Backend, Data
@@ -108,14 +110,23 @@ def is_stream(data: Data) -> bool:
 
 
 def holds_texts(data: Data, text: str) -> bool:
-    """Whether `data` is texts alone; rows without any are a table, unless `text` was to name a column of theirs."""
+    """Whether `data` is texts alone; rows without any are a table, unless `text` was to name a column of theirs.
+
+    A folder with as many images as texts, or more, holds images with notes beside them, as a warning says.
+    """
     if not isinstance(data, str | Path):
         return isinstance(data, Iterable) and not tables.is_table(data)
     path, name = parts_of.split_name(Path(data))[0], str(data)
-    if path.is_dir():
-        if box_files.holds_boxes(path):  # YOLO's labels and VOC's lists of images are .txt files
+    if path.is_dir():  # YOLO's labels, VOC's lists of images and names of classes of masks are .txt files
+        if tables.is_table(path) or box_files.holds_boxes(path) or masks.find_pair(path) is not None:
             return False
-        return not tables.is_table(path) and any(file.suffix in texts.SUFFIXES for file in path.rglob("*"))
+        files = [file for file in path.rglob("*") if not file.name.startswith(".")]
+        written = sum(file.suffix in texts.SUFFIXES for file in files)
+        pictures = sum(is_image(file) for file in files) if written else 0
+        if pictures >= max(1, written):
+            warnings.warn(f"{path} holds {pictures} images and {written} texts: the images are read", DataWarning, 1)
+            return False
+        return written > 0
     if path.exists() or path.suffix in (".npz", *tables.SUFFIXES):
         return path.suffix in texts.SUFFIXES and not (text == "text" and texts.wordless(path, text))
     return name.startswith("hub:") or ":" not in name

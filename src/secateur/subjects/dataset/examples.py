@@ -23,6 +23,8 @@ INDEX = "index.npz"
 PACKED = "examples.npz"
 """What the examples are called that are packed beside it."""
 _SCORES, _KEPT, _FILES = "scores/", "kept_digest", "files_digest"
+_IMAGES = "of_images"
+"""In packed examples: the digests of the images and of the arrays that they became, see `Examples.save`."""
 _CHUNK = 1024
 """Texts whose tokens are counted at once."""
 
@@ -324,7 +326,7 @@ class ExampleSet:
             raise RunError(f"{path} is damaged or no index: make it again") from error
         if digest == data.digest or (files and files == getattr(data, "files_digest", "")):
             return cls(data, kept, scores)
-        if left == data.digest and len(data) == len(kept):
+        if len(data) == len(kept) and data.digest in (left, _packed_digest(path.with_name(PACKED), left)):
             return cls(Packed(data, kept, count, digest, name), kept, scores)
         more = ", or all of the examples that it keeps" if left else ""
         if not left and len(data) == len(kept):
@@ -335,6 +337,16 @@ class ExampleSet:
         )
 
 
+def _packed_digest(file: Path, images: str) -> str:
+    """The digest of the arrays in `file` that images of this digest became; "" where there are none."""
+    try:
+        with np.load(file, allow_pickle=False) as packed:
+            of, arrays = map(str, packed[_IMAGES])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return ""
+    return arrays if of == images else ""
+
+
 def _mark_repeats(keys: NDArray[np.void]) -> NDArray[np.bool_]:
     """[K]: whether an earlier key is the same."""
     found = np.ones(len(keys), bool)
@@ -343,12 +355,13 @@ def _mark_repeats(keys: NDArray[np.void]) -> NDArray[np.bool_]:
 
 
 def _keeps(index: Path) -> str:
-    """The digest of what an index keeps; "" where there is none that tells."""
+    """The digest of what an index keeps; "" where there is none that tells, or images beside it that don't."""
     try:
         with np.load(index, allow_pickle=False) as file:
-            return str(file[_KEPT])
+            kept, images = str(file[_KEPT]), _FILES in file.files
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return ""
+    return "" if images and not _packed_digest(index.with_name(PACKED), kept) else kept
 
 
 def _in_range(labels: NDArray[np.int64], named: int, name: str) -> None:
