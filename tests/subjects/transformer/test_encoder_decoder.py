@@ -182,6 +182,25 @@ def test_pairs_of_layer_and_head_that_tell_times_follow_a_cut() -> None:
         assert subject.model.generation_config.alignment_heads == [[1, 3], [0, 2], [1, 2]]
 
 
+def test_heads_and_channels_go_together_where_positions_have_a_number_for_each_head(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.T5Config(**SIZES["T5"], tie_word_embeddings=False)
+    subject = open_subject(transformers.T5ForConditionalGeneration(config).eval())
+    keep = {f"layers.{layer}.heads": np.arange(4) > 0 for layer in range(5)}
+    keep |= {f"layers.{layer}.cross.heads": np.arange(4) < 3 for layer in (3, 4)}
+    heads, _ = subject.cut(Selection(keep))
+    few, _ = subject.cut(Selection({"channels": np.arange(32) < 26}))  # which 4 heads don't divide
+    both, _ = subject.cut(Selection(keep | {"channels": np.arange(32) < 26}))
+    apart, _ = heads.cut(Selection({"channels": np.arange(32) < 26}))
+    assert {"heads": both.widths()[0].heads, "channels": both.hidden_size} == {"heads": 3, "channels": 26}
+    both.save(tmp_path)
+    batch = subject.example(2, 7)
+    given = open_subject(tmp_path).forward(batch).prediction
+    torch.testing.assert_close(given, both.forward(batch).prediction)
+    torch.testing.assert_close(given, apart.forward(batch).prediction)
+    assert not torch.allclose(given, few.forward(batch).prediction)
+
+
 def test_a_shape_drops_layers_of_the_decoder_and_heads_of_all_attentions() -> None:
     subject = make("Bart")
     assert shapes.removable_layers(subject.units()) == [3, 4]

@@ -394,7 +394,8 @@ def new_stacks(
     plain = plain and all(len(sizes) == 1 for sizes in says.values())
     if plain:
         data |= {name: min(sizes) for name, sizes in says.items() if name in data}
-    elif channels != layout.hidden_size:  # a class may want heads that divide it; every layer states its own
+    elif channels != layout.hidden_size and not family.shares_positions:
+        # a class may want heads that divide it; every layer states its own, but a table of positions has all heads
         data |= {stack.heads: math.gcd(channels, data[stack.heads]) for stack in family.stacks}
     if not plain:
         data["secateur"]["layers"] = [
