@@ -6,8 +6,8 @@ import itertools
 import pytest
 
 from secateur import cli, recipes
-from secateur.cli.command import Command, _with_switches
-from secateur.errors import UnsupportedError
+from secateur.cli.command import Command, _with_flags
+from secateur.errors import InputError, UnsupportedError
 
 COMMANDS = {name: importlib.import_module(f"secateur.cli.{file}").COMMAND for name, file in cli.COMMANDS.items()}
 
@@ -35,11 +35,47 @@ def test_an_error_that_speaks_to_python_names_the_flags_of_its_options(monkeypat
     monkeypatch.setattr(Command, "run", refuse)
     assert cli.main(["run", "stun", "model"]) == 2
     assert "equally many: give --uniform; overwrite=True (--overwrite), f(uniform=True)" in capsys.readouterr().err
-    trust = _with_switches("it is not run unasked: pass trust_remote_code=True if you trust it", [])
+    trust = _with_flags("it is not run unasked: pass trust_remote_code=True if you trust it", [])
     assert trust.startswith("it is not run unasked: no command runs it; take auto_map out of its config.json")
-    assert _with_switches("give even=False, or hidden=True (--hidden)", COMMANDS["prune"].flags()).startswith(
+    assert _with_flags("give even=False, or hidden=True (--hidden)", COMMANDS["prune"].flags()).startswith(
         "give --no-even,"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "python", "typed"),
+    [
+        ("d_pruner", "needs texts beside the domain's: give general=FILE, or", "give --general FILE, or"),
+        ("d_pruner", "d_pruner needs the option 'general'", "d_pruner needs --general"),
+        ("d_pruner", "give general=FILE (--general)", ""),
+        ("shortgpt", "select_by=short-retrain compares cuts: give steps", "--select-by short-retrain compares"),
+        ("shortgpt", "out holds a run with device=cpu, not device=cuda: give another", ""),
+        ("shortgpt", "budget layers=50%: layers has no cost here", ""),
+        ("shortgpt", "the file 'device=a' or folder/device=a, from f(1, device=a): give device=None", ""),
+    ],
+)
+def test_an_error_names_the_flags_of_options_with_values(name, python, typed):
+    command = COMMANDS["run"]
+    flags = [*command.flags(), *command.recipe_flags([name])[0]]
+    said = _with_flags(python, flags)
+    assert typed in said if typed else said == python
+    assert _with_flags(python, []) == python, "what has no flag stays"
+
+
+def test_a_tokenizer_that_is_none_is_named_by_the_flag_that_it_was_taken_from(monkeypatch, capsys):
+    def refuse(self, typed):
+        raise InputError("tokenizer 'nosuch' is no folder here")
+
+    monkeypatch.setattr(Command, "run", refuse)
+    line = ["prune-context", "page.html", "--recipe", "htmlrag"]
+    for flags, error in [
+        (["--embedder", "nosuch"], "--embedder nosuch is no folder here"),
+        (["--tokenizer", "nosuch"], "tokenizer 'nosuch' is no folder here"),
+        (["--embedder", "nosuch", "--tokenizer", "nosuch"], "tokenizer 'nosuch' is no folder here"),
+        (["--embedder", "other"], "tokenizer 'nosuch' is no folder here"),
+    ]:
+        assert cli.main([*line, *flags]) == 2
+        assert error in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -47,6 +83,8 @@ def test_an_error_that_speaks_to_python_names_the_flags_of_its_options(monkeypat
     [
         ("run zipml", "did you mean 'ziplm'"),
         ("run ziplm llama", "run needs --budget, --data, --out: say for example"),
+        ("run htmlrag page.html --budget words=3 --out x", "secateur prune-context page.html --recipe htmlrag"),
+        ("run kg_rag --data x", "secateur prune-context FILE --recipe kg_rag --budget"),
         ("run ziplm llama --seed one", "--seed one: give a whole number"),
         ("run ziplm llama --bugdet 3", "--bugdet"),
         ("distill llama", "distill needs --from, --data, --out: say for example"),

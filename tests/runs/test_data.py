@@ -490,6 +490,7 @@ def test_a_score_of_ones_own(places):
         ("data.npz", "examples=4%", {}, InfeasibleError, "leaves nothing of class 2, which has 10 of 60"),
         ("data.npz", "examples=0.1%", {"balanced": False}, InfeasibleError, "examples can go down to 1"),
         ("data.npz", "tokens=50%", {}, BudgetError, "tokens has no cost here; costs known: bytes, examples"),
+        ("rows.jsonl", "tokens=50%", {}, BudgetError, r"give a tokenizer to count by \(--tokenizer\)"),
         ("rows.jsonl", "examples=30%", {"text": "body"}, DataError, "has no text in 'body': it has text, label"),
         ("bare.jsonl", "examples=50%", {"text": "body"}, DataError, "has no text in 'body': it has x, label"),
         ("bare.jsonl", "examples=50%", {"score": "length"}, InputError, "has no column 'text' whose words could be"),

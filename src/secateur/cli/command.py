@@ -104,7 +104,7 @@ class Command:
             try:
                 self.run({name: flag.value(text) for name, (flag, text) in given.items() if text not in (None, [])})
             except SecateurError as error:
-                error.args = (_with_switches(str(error), flags),)
+                error.args = (_with_flags(_blame(str(error), given), flags),)
                 raise
 
         parameters = [flag.parameter() for flag in flags]
@@ -176,16 +176,40 @@ class Command:
         return {key: flags[key].value(value) if isinstance(value, str) else value for key, value in given.items()}
 
 
-def _with_switches(text: str, flags: Sequence[Flag]) -> str:
-    """An error that speaks to Python, with --name in place of name=True, and --no-name of name=False.
+def _with_flags(text: str, flags: Sequence[Flag]) -> str:
+    """An error that speaks to Python, with --name VALUE in place of name=VALUE, and --no-name of name=False.
 
-    What names the flag as well, "name=True (--name)", stays. What no command has a flag for is said in other words.
+    What names the flag as well, "name=True (--name)", stays, and so do numbers, calls, and what a run on disk was told.
+    What no command has a flag for is said in other words.
     """
     for flag in flags:
         if flag.is_switch:
             for value, words in ((True, flag.words), (False, f"--no-{flag.words[2:]}")):
                 text = re.sub(rf"(?<![\w(]){flag.option.name}={value}\b(?! \(--)", words, text)
-    return text.replace(*_TRUST)
+    words_of = {flag.option.name: flag.words for flag in flags if flag.words and not flag.is_switch}
+
+    def say(match: re.Match[str]) -> str:
+        if match["needed"] in words_of:
+            return words_of[match["needed"]]
+        return f"{words_of[match['name']]} " if match["name"] in words_of else match[0]
+
+    return _ASSIGNED.sub(say, text).replace(*_TRUST)
+
+
+_ASSIGNED = re.compile(
+    r"\w\([^()]*\)|\b(?:run|built) with [^:]*|the option '(?P<needed>\w+)'"
+    r"|(?<![\w.,/?&'\"=-])(?P<name>[a-z]\w*)=(?!True\b|False\b|None\b)(?=[A-Za-z])(?!\S* \(--)"
+)
+"""An option and its value in an error, or what holds such and is left as it is."""
+
+
+def _blame(text: str, given: Mapping[str, tuple[Flag, Any]]) -> str:
+    """An error about a tokenizer, with the flag that it was taken from where that was not --tokenizer."""
+    refused = re.match(r"tokenizer '([^']+)' is ", text)
+    if refused is None or given.get("tokenizer", (None, None))[1] is not None:
+        return text
+    words = [flag.words for flag, typed in given.values() if flag.words and typed == refused[1]]
+    return text.replace(f"tokenizer '{refused[1]}'", f"{words[0]} {refused[1]}", 1) if len(words) == 1 else text
 
 
 def _in_flags(text: str, words: Mapping[str, str]) -> str:

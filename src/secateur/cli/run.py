@@ -56,7 +56,13 @@ def _check(typed: dict[str, Any]) -> None:
 
 
 def _complete(typed: dict[str, object]) -> None:
-    """No data, where the recipe does without: quality is not measured then."""
+    """No data, where the recipe does without: quality is not measured then. Refuses recipes of `prune-context`."""
+    card = recipes.cards().get(str(typed.get("recipe")))
+    if card is not None and card["family"] == "context":
+        raise InputError(
+            f"{typed['recipe']} cuts what answers a question, no model: say for example secateur prune-context "
+            f'{typed.get("model", "FILE")} --recipe {typed["recipe"]} --budget tokens=2048 --question "..."'
+        )
     if "recipe" in typed and recipes.data_kind(str(typed["recipe"])).endswith("| None"):
         typed.setdefault("data", None)
 

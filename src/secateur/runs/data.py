@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ from secateur.data.images import Images
 from secateur.data.shelf import nearest
 from secateur.data.tables import Table
 from secateur.data.texts import Corpus
-from secateur.errors import DataError, InputError
+from secateur.errors import BudgetError, DataError, InputError
 from secateur.measure.environment import describe as describe_machine
 from secateur.methods import example_scores
 from secateur.recover.training import rehearsal
@@ -139,6 +139,7 @@ def prune_data(
         if not isinstance(source, Examples):
             raise InputError(f"{source.name} holds no images: leave transform, size and workers out")
         source = examples.with_transform(source, transform, size, workers)
+    _check_tokens(budgets, {*source.costs(), *counted})
     whole = ExampleSet(source)
     _check_classes(source, model is not None, balanced)
     fair = whole.labels is not None if balanced is None else balanced
@@ -205,6 +206,13 @@ def _check(score: str, model: object, runs: int, epochs: float) -> None:
     if runs < 1 or not 0 <= epochs < np.inf:
         raise InputError(f"runs={runs}, epochs={epochs}: give at least one run of 0 epochs or more")
     example_scores.check_scoring(score, runs, epochs)
+
+
+def _check_tokens(budgets: Sequence[Budget], measures: Collection[str]) -> None:
+    """Refuse budgets in tokens of texts that nothing counts."""
+    for budget in budgets:
+        if "tokens" in budget and "tokens" not in measures and "words" in measures:
+            raise BudgetError(f"budget {budget.brief()}: give a tokenizer to count by (--tokenizer), or limit words")
 
 
 def _check_classes(source: Rows, wanted: bool, balanced: bool | None) -> None:
