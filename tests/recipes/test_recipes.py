@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
 
@@ -101,3 +102,31 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
         recipes.signature("zipml")
     with pytest.raises(UnknownRecipeError, match=r"known: ast, .*ziplm"):
         recipes.find("qqqqqq")
+
+
+def test_choices_that_another_module_names_are_written_out():
+    kinds = {
+        (recipe, option.name): option.annotation for recipe in recipes.cards() for option in recipes.signature(recipe)
+    }
+    choices = "Literal['row', 'block', 'matrix', 'global']"
+    assert (kinds["wanda", "scope"], kinds["owl", "scope"]) == (choices, f"{choices} | None")
+    assert kinds["ignore_top_k", "action"] == "Literal['drop', 'keep']"
+    assert kinds["ziplm", "environment"] == "Literal['prefill', 'decode']"
+    plain = {
+        "Any",
+        "Literal",
+        "Mapping",
+        "None",
+        "Path",
+        "Sequence",
+        "bool",
+        "dict",
+        "float",
+        "int",
+        "list",
+        "str",
+        "tuple",
+    }
+    for place, kind in kinds.items():
+        names = {node.id for node in ast.walk(ast.parse(kind)) if isinstance(node, ast.Name)}
+        assert names <= plain, (place, kind)
