@@ -111,7 +111,7 @@ def test_choices_that_another_module_names_are_written_out():
     choices = "Literal['row', 'block', 'matrix', 'global']"
     assert (kinds["wanda", "scope"], kinds["owl", "scope"]) == (choices, f"{choices} | None")
     assert kinds["ignore_top_k", "action"] == "Literal['drop', 'keep']"
-    assert kinds["ziplm", "environment"] == "Literal['prefill', 'decode']"
+    assert kinds["ignore_top_k", "sign"] == "Literal['both', 'positive', 'negative']"
     plain = {
         "Any",
         "Literal",

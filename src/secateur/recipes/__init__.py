@@ -273,7 +273,7 @@ class _Names(ast.NodeTransformer):
                 names = node.targets if isinstance(node, ast.Assign) else [node.target]
                 if name in map(ast.unparse, names) and ast.unparse(node.value).startswith("Literal["):
                     return node.value
-        return None
+        return self._choices(_home_of(_parse(_text_of(home)), name), name)
 
 
 def _fields(module: ast.Module, default: ast.Call) -> list[Option]:
