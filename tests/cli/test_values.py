@@ -17,6 +17,7 @@ from secateur.recipes import Option
         ("none", "float | None", None),
         ("none", "float", "none"),
         ("none", "Literal['kd', 'none']", "none"),
+        ("none", "Literal['kd', 'ce'] | None", None),
         ("none", "str | None", None),
         ("1,2", "Sequence[int]", ["1", "2"]),
         ("[1, 2]", "list[int]", [1, 2]),

@@ -101,3 +101,13 @@ def test_an_unknown_recipe_is_refused_with_the_nearest():
         recipes.signature("zipml")
     with pytest.raises(UnknownRecipeError, match=r"known: ast, .*ziplm"):
         recipes.find("qqqqqq")
+
+
+def test_choices_that_another_module_names_are_written_out():
+    kinds = {
+        (recipe, option.name): option.annotation for recipe in recipes.cards() for option in recipes.signature(recipe)
+    }
+    choices = "Literal['row', 'block', 'matrix', 'global']"
+    assert (kinds["wanda", "scope"], kinds["owl", "scope"]) == (choices, f"{choices} | None")
+    assert kinds["ignore_top_k", "action"] == "Literal['drop', 'keep']"
+    assert kinds["ignore_top_k", "sign"] == "Literal['both', 'positive', 'negative']"

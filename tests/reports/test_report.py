@@ -152,6 +152,22 @@ def test_the_same_evidence_makes_the_same_bytes(single):
     assert report.render(samples.result(), run_yaml=YAML, load="AutoModel.from_pretrained('small')") == single
 
 
+def test_the_headline_says_what_the_budget_names():
+    sizes = {"params": 100.0, "weights": 50.0, "kv_cache": 8.0}
+    before = {name: Figure(value) for name, value in sizes.items()}
+    after = {"params": Figure(88.2), "weights": Figure(29.85), "kv_cache": Figure(4.0)}
+    said = {
+        target: headline(report.render(Evidence("stun", target, before=before, after=after))).replace("\u00a0", " ")
+        for target in ("weights=60%", "params=90%", "params=90%,kv_cache=50%", "pattern=2:4")
+    }
+    assert said == {
+        "weights=60%": "59.7 % of the weights",
+        "params=90%": "88.2 % of the parameters",
+        "params=90%,kv_cache=50%": "88.2 % of the parameters and 50.0 % of the KV cache",
+        "pattern=2:4": "Not judged: nothing was measured against a target",
+    }
+
+
 def test_a_noop_reads_as_a_failure_in_red():
     page = report.render(samples.result(cut=Cut({"layers.0.heads": (0, 12)}, {}, {}), verdict="met"))
     assert headline(page) == "Failed: nothing was removed"

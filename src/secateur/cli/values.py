@@ -33,7 +33,7 @@ def parse(text: str | Sequence[str], annotation: str) -> Any:
         return wrong[0] if wrong else [item for part in parts for item in part]
     if annotation in ("str", "Any"):
         return text
-    if annotation.startswith("Literal"):
+    if annotation.startswith("Literal") and not (text.lower() == "none" and annotation.endswith("| None")):
         return int(text) if re.search(rf"[\[ ]{re.escape(text)}[,\]]", annotation) and text.isdigit() else text
     if is_list(annotation) and not text.startswith("["):
         return parse_list(text)

@@ -120,7 +120,11 @@ def signature(name: str) -> list[Option]:
         UnknownRecipeError: no such recipe; names the nearest.
     """
     place = _locate(name)
-    return read_options(place.text(), place.function)
+    names = _Names(_parse(place.text()))
+    return [
+        replace(option, annotation=names.write_out(option.annotation))
+        for option in read_options(place.text(), place.function)
+    ]
 
 
 def subject(name: str) -> str:
@@ -238,6 +242,38 @@ class _Types(ast.NodeTransformer):
             if isinstance(one, ast.Call) and one.args:
                 self.limits.append((ast.unparse(one.func), ast.literal_eval(one.args[0])))
         return self.visit(inner)  # type: ignore[no-any-return]
+
+
+class _Names(ast.NodeTransformer):
+    """Annotations with names that a module imports for ``Literal[...]``, such as ``weights.Scope``, written out."""
+
+    def __init__(self, module: ast.Module) -> None:
+        self.module = module
+
+    def write_out(self, annotation: str) -> str:
+        """The annotation with the choices in place of such names."""
+        return ast.unparse(self.visit(ast.parse(annotation)))
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """What ``from secateur.methods.updates import Scope`` brings."""
+        return self._choices(_home_of(self.module, node.id), node.id) or node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        """What is in a module that ``from secateur.select import weights`` brings."""
+        name = ast.unparse(node.value)
+        home = _home_of(self.module, name)
+        return self._choices(home and f"{home}.{name}", node.attr) or node
+
+    def _choices(self, home: str | None, name: str) -> ast.expr | None:
+        """What `name` stands for in the module `home` of secateur; None where that is no list of choices."""
+        if home is None or home.partition(".")[0] != __name__.partition(".")[0]:
+            return None
+        for node in _parse(_text_of(home)).body:
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                names = node.targets if isinstance(node, ast.Assign) else [node.target]
+                if name in map(ast.unparse, names) and ast.unparse(node.value).startswith("Literal["):
+                    return node.value
+        return self._choices(_home_of(_parse(_text_of(home)), name), name)
 
 
 def _fields(module: ast.Module, default: ast.Call) -> list[Option]:

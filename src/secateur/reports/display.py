@@ -60,7 +60,7 @@ _MEASURES = {
     "memory": Measure("Memory", "bytes", "size", "less"),
     "served_memory": Measure("Memory as served", "bytes", "size", "less"),
     "state_cache": Measure("State cache", "bytes", "size", "less"),
-    "peak_memory": Measure("Peak memory", "bytes", "size", "less"),
+    "peak_memory": Measure("Memory a pass adds", "bytes", "size", "less"),
     "kv_cache": Measure("KV cache", "bytes", "size", "less"),
     "layers": Measure("Layers", "count", "size", "less"),
     "channels": Measure("Channels", "count", "size", "less"),

@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "before_of",
     "describe_lost_quality",
     "describe_verdict",
     "figure_of",
     "judge",
     "markdown",
+    "name_inside",
     "not_faster",
     "plain",
     "read",
@@ -98,7 +100,7 @@ def targets(evidence: Evidence) -> dict[str, float]:
         return {}
     limits: dict[str, float] = {}
     for limit in budget.limits:
-        before = _before(evidence, limit.measure)
+        before = before_of(evidence, limit.measure)
         if limit.measure == "latency" and limit.relative:
             limits["speedup"] = 1.0 / limit.value
         if before is not None or not limit.relative:
@@ -108,7 +110,8 @@ def targets(evidence: Evidence) -> dict[str, float]:
     return limits
 
 
-def _before(evidence: Evidence, measure: str) -> float | None:
+def before_of(evidence: Evidence, measure: str) -> float | None:
+    """What was measured on the original, by name, or counted by the cut's receipt."""
     if measure in evidence.before:
         return evidence.before[measure].value
     return evidence.cut.before.get(measure) if evidence.cut else None
@@ -166,10 +169,10 @@ def judge(evidence: Evidence, *, tolerance: float = 0.07) -> str:
             short = figure.value > limit * (1.0 + (tolerance if name == "latency" else 0.005))
         if short:
             asked, got = display.format_target(name, limit), display.number(name, figure.value)
-            return f"missed: {got} {_label(name)} instead of {asked}"
+            return f"missed: {got} {name_inside(name)} instead of {asked}"
     unknown = [name for name in _limited_measures(evidence.target) if name not in known]
     if known and unknown:
-        return f"missed: {' and '.join(map(_label, unknown))} could not be measured"
+        return f"missed: {' and '.join(map(name_inside, unknown))} could not be measured"
     return evidence.verdict or ("met" if known else "")
 
 
@@ -226,10 +229,10 @@ def _limited_measures(target: str) -> list[str]:
     return [*limits, *(["off_pattern"] if budget.pattern else [])]
 
 
-def _label(name: str) -> str:
+def name_inside(name: str) -> str:
     """The name of a measure inside a sentence."""
     label = display.measure(name).label
-    return label if label.isupper() else label.lower()
+    return label if label[:2].isupper() else label[:1].lower() + label[1:]
 
 
 # ------------------------------------------------------------------------------------------------------- tables

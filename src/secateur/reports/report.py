@@ -145,20 +145,33 @@ def _verdict(result: Evidence) -> dict[str, object]:
 
 def _describe_result(result: Evidence) -> str:
     """What was reached, in a few words: "2.03× as fast, with 51.6 % of the parameters"."""
-    figures = {**result.after, **result.measured}
     parts = []
     if (speedup := evidence.speedup_of(result)) is not None and not evidence.not_faster(result):
         parts.append(f"{display.number('speedup', speedup.value)} as fast")
-    for name, words in (("params", "parameters"), ("weights", "weights"), ("bytes", "bytes"), ("tokens", "tokens"),
-                        ("examples", "examples")):  # fmt: skip
-        if name in figures and name in result.before and result.before[name].value > 0:
-            if name == "params" and _sparse(result):
-                continue
-            parts.append(
-                f"{figures[name].value / result.before[name].value * 100:.1f}{display.NO_BREAK}% of the {words}"
-            )
-            break
+    if sizes := _describe_sizes(result):
+        parts.append(sizes)
     return ", with ".join(parts) if parts else f"Target met: {result.target}"
+
+
+_SIZES = {"params": "parameters", "weights": "weights", "bytes": "bytes", "tokens": "tokens", "examples": "examples"}
+"""Measures that tell a size where the budget names none, the first that there is, and what they are called."""
+
+
+def _describe_sizes(result: Evidence) -> str:
+    """What is left in each measure of size that the budget names, else in the first known; "" where there is none."""
+
+    def share(name: str) -> str:
+        before, after = evidence.before_of(result, name), evidence.figure_of(result, name)
+        if before is None or after is None or before <= 0:
+            return ""
+        words = _SIZES.get(name) or evidence.name_inside(name)
+        return f"{after.value / before * 100:.1f}{display.NO_BREAK}% of the {words}"
+
+    asked = [name for name in evidence.targets(result) if name not in ("speedup", "latency", "off_pattern", "zeros")]
+    if told := list(filter(None, map(share, asked))):
+        return " and ".join(told)
+    known = [name for name in _SIZES if not (name == "params" and _sparse(result))]
+    return next(filter(None, map(share, known)), "")
 
 
 def _sparse(result: Evidence) -> bool:

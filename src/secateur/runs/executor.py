@@ -226,7 +226,9 @@ def run(
             f"{function.__name__} meets a latency of a forward pass by PyTorch as it is: leave "
             f"{' and '.join(sorted(elsewhere))} out, or take ziplm"
         )
-    backend.check(subject, {"length": place.length, **flags})
+    lengths = {"length": place.length, **flags}
+    backend.check(subject, lengths)
+    notes += backend.note_lengths(subject, lengths)
     hashes = hash_files(function, flags, out)
     settings = {
         "recipe": function.__name__,

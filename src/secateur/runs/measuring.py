@@ -525,7 +525,7 @@ def measure(
     if several:
         ensembles.check_models(backend, subject, dict(zip(names, others, strict=True)), here)
     rows = Figures({"model": {}})
-    rows.notes += tuple(backends.note_rows(backend, batch, place))
+    rows.notes += (*backends.note_rows(backend, batch, place), *backend.note_lengths(subject, {"length": place.length}))
     if apart is not None and corpus is not None:
         named = splits.names_of(part=(held_out, apart))["part"]
         rows.notes += (f"quality is measured on {named}, the held-out part of the data: {len(corpus)} examples",)

@@ -45,6 +45,17 @@ def test_lengths_beyond_the_positions_of_the_model_are_refused(tmp_path, kind):
     measuring.measure(subject, batch=1, length=most)
 
 
+def test_lengths_beyond_the_rotary_positions_are_noted(tmp_path):
+    model = secateur.open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    for length, count in ((128, 0), (129, 1)):
+        (row,) = executor.run("wanda", model, tiny.sentences(), "weights=50%", tmp_path, length=length, samples=1,
+                              batch=1, dry_run=True)  # fmt: skip
+        figures = measuring.measure(model, batch=1, length=length)
+        for notes in (row.cut.notes, figures.notes):
+            told = [note for note in notes if note.startswith(f"length={length} is beyond the 128 positions")]
+            assert len(told) == count, notes
+
+
 def large(vocabulary, token):
     """`tiny.tokenizer()` where the word "the" is the token `token`."""
     made = json.loads(tiny.tokenizer().backend_tokenizer.to_str())

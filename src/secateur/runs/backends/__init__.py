@@ -145,6 +145,10 @@ class Backend(Protocol[S, D, B]):
         """Refuse options that the subject can't follow."""
         return None
 
+    def note_lengths(self, subject: S, options: Mapping[str, object]) -> list[str]:
+        """A note for each option that asks for longer sequences than the subject was made for; none here."""
+        return []
+
     def check_place(self, subject: S, recipe: str, *, by_blocks: bool, lacking: str | None = None) -> None:
         """Refuse a subject that is not where the recipe can work on it.
 

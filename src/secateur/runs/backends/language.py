@@ -109,9 +109,17 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
     def check(self, subject: T, options: Mapping[str, object]) -> None:
         """Refuse an option `length` or `..._length` beyond the model's table of positions; rotary ones have no end."""
         most = positions(subject.model)
-        for name, value in options.items():
-            if most is not None and name.rpartition("_")[2] == "length" and isinstance(value, int) and value > most:
-                raise InputError(f"{name}={value} is beyond the model's {most} positions: give at most {name}={most}")
+        for name, value in _longer(options, most):
+            raise InputError(f"{name}={value} is beyond the model's {most} positions: give at most {name}={most}")
+
+    def note_lengths(self, subject: T, options: Mapping[str, object]) -> list[str]:
+        """A note for each such option beyond the positions that the configuration names, for rotary ones may be."""
+        most = getattr(subject.model.config.get_text_config(), "max_position_embeddings", None)
+        return [
+            f"{name}={value} is beyond the {most} positions that the model was made for (max_position_embeddings), "
+            f"where what it gives may be of no use: take at most {name}={most}"
+            for name, value in _longer(options, most)
+        ]
 
     def make_example(self, subject: T, environment: latency.Environment) -> dict[str, Tensor]:
         """A batch of the size that is timed."""
@@ -139,6 +147,14 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
             imports += "\nfrom peft import PeftModel"
             model += f'\nmodel = PeftModel.from_pretrained(model, "{name}/{low_rank.FOLDER}")'
         return f"{imports}\n\nmodel = {model}"
+
+
+def _longer(options: Mapping[str, object], most: int | None) -> list[tuple[str, int]]:
+    """Names and values of the options `length` and `..._length` above `most`, where that is known."""
+    if most is None:
+        return []
+    named = [(name, value) for name, value in options.items() if name.rpartition("_")[2] == "length"]
+    return [(name, value) for name, value in named if isinstance(value, int) and value > most]
 
 
 def _choose_automatic(architecture: str) -> str:
