@@ -95,7 +95,7 @@ NOOP = Cut({"layers.0.heads": (0, 12)}, {}, {})
         ),
         (
             {"target": "params=60%,flops=50%", "verdict": "", "measured": {}, "after": PARAMS, "cut": None},
-            "missed: flops could not be measured",
+            "missed: FLOPs could not be measured",
         ),
         (
             {"target": "params=10%,speedup=2x", "verdict": "", "measured": {}, "after": PARAMS},
