@@ -203,7 +203,7 @@ _ASSIGNED = re.compile(
 """An option and its value in an error, or what holds such and is left as it is."""
 
 
-def _blame(text: str, given: Mapping[str, tuple[Flag, Any]]) -> str:
+def _blame(text: str, given: Mapping[str, tuple[Flag, object]]) -> str:
     """An error about a tokenizer, with the flag that it was taken from where that was not --tokenizer."""
     refused = re.match(r"tokenizer '([^']+)' is ", text)
     if refused is None or given.get("tokenizer", (None, None))[1] is not None:

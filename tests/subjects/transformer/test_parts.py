@@ -230,10 +230,10 @@ def test_what_can_not_be_asked_of_a_part_is_said_in_a_line(tmp_path: Path, capsy
             "ziplm gives layers shapes of their own, .* take a recipe that keeps them",
         ),
         (("run", "slicegpt", str(bare), *rest), "slicegpt gives layers shapes of their own"),
-        (("run", "llm_pruner", str(bare), *rest), "say scope=local, first=0, last=0, or take a recipe"),
+        (("run", "llm_pruner", str(bare), *rest), "say --scope local, first=0, last=0, or take a recipe"),
         (
             ("run", "llm_pruner", str(bare), *rest, "--scope", "kind", "--first", "0", "--last", "0"),
-            "say scope=local, first=0, last=0",
+            "say --scope local, first=0, last=0",
         ),
         (("run", "llm_pruner", str(bare), *rest, "--first", "0", "--last", "0"), "holds no .txt"),  # what is read next
         (("run", "stun", str(bare), *rest, "--budget", "weights=50%"), "holds no .txt"),  # it has no experts
