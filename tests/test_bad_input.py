@@ -271,7 +271,10 @@ def test_a_limit_on_the_size_of_files(places, tmp_path):
         ("page.html --recipe htmlrag --budget lots --question a", "budget 'lots' was not understood"),
         ("none.html --recipe htmlrag --budget words=2 --question a", "none.html: No such file"),
         ("page.html --recipe htmlrag --budget words=2 --question a --wide x", "option wide='x' of htmlrag"),
-        ("page.html --recipe htmlrag --budget words=2 --question a --embedder no/such/a", "--embedder no/such/a is no folder"),
+        (
+            "page.html --recipe htmlrag --budget words=2 --question a --embedder no/such/a",
+            "--embedder no/such/a is no folder",
+        ),
         ("page.html --recipe htmlrag --budget words=2 --question a --out there.html", "there.html is there already"),
         ("--in page.html --recipe htmlrag --budget words=2", "--in needs --out"),
         ("page.html --in page.html --out x --recipe htmlrag --budget words=2", "--in takes no files beside it"),
