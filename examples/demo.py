@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 OUT = Path("demo")
-STEPS = int(os.environ.get("SECATEUR_DEMO_STEPS", "375"))
+STEPS = int(os.environ.get("SECATEUR_DEMO_STEPS", "400"))
 
 
 def main() -> int:
