@@ -109,5 +109,6 @@ def test_choices_that_another_module_names_are_written_out():
     }
     choices = "Literal['row', 'block', 'matrix', 'global']"
     assert (kinds["wanda", "scope"], kinds["owl", "scope"]) == (choices, f"{choices} | None")
+    assert kinds["ziplm", "environment"] == "Literal['prefill', 'decode']"  # an option of a group's class
     assert kinds["ignore_top_k", "action"] == "Literal['drop', 'keep']"
     assert kinds["ignore_top_k", "sign"] == "Literal['both', 'positive', 'negative']"

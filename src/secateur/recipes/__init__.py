@@ -290,7 +290,7 @@ def _read_fields(module: ast.Module, kind: str) -> dict[str, Option]:
     home = _home_of(module, kind)
     module = _parse(_text_of(home)) if home else module
     defined = next(node for node in module.body if isinstance(node, ast.ClassDef) and node.name == kind)
-    types, options = _Types(module), dict[str, Option]()
+    types, names, options = _Types(module), _Names(module), dict[str, Option]()
     for base in defined.bases:
         options |= _read_fields(module, ast.unparse(base))
     for node, after in zip(defined.body, [*defined.body[1:], None], strict=True):
@@ -298,7 +298,7 @@ def _read_fields(module: ast.Module, kind: str) -> dict[str, Option]:
             text = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
             annotation, bounds = types.read(node.annotation)
             name, value = node.target.id, ast.literal_eval(node.value)
-            options[name] = Option(name, value, annotation, " ".join(str(text).split()), bounds)
+            options[name] = Option(name, value, names.write_out(annotation), " ".join(str(text).split()), bounds)
     return options
 
 
