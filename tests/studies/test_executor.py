@@ -7,7 +7,10 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
+from torch import nn
 
+import pictures
 import processes
 from recipes.data import test_dp4tl
 from recipes.data import test_kd_data_pruning as toy
@@ -16,6 +19,7 @@ from secateur._utils.rundir import Run
 from secateur.errors import InputError, RunError, SecateurError
 from secateur.recipes.data import kd_data_pruning as recipe
 from secateur.studies import executor
+from secateur.subjects import open_traced
 
 QUICK = {"batch": 24, "epochs": 1.0}
 GRID = {"shares": (0.2, 0.5), "alphas": (1.0,), "seeds": (0, 1)}
@@ -205,6 +209,27 @@ def test_lossless_by_its_name(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------- the command line
+
+
+def test_images_of_unequal_sizes_are_read_as_by_run(tmp_path):
+    pictures.class_folder(tmp_path / "data", 20)
+    pictures.class_folder(tmp_path / "apart", 8)
+    layers = [nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)]
+    subject = open_traced(nn.Sequential(*layers).eval(), torch.zeros(1, 3, 16, 16))
+    given = {"data": tmp_path / "data", "judged": str(tmp_path / "apart"), "layers": ["0"], "ratios": ["50%"]}
+    given |= {"candidates": 3, "repeats": 1, "epochs": 1.0, "proxies": [], "score": [], "train_batch": 8}
+
+    def answer(**more):
+        return executor.study("oracle", subject, out=tmp_path / "out", **given, size=16, **more)
+
+    first = answer(transform="none", workers=0)
+    record = yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())
+    assert (record["transform"], record["size"], record["judged"]) == ("none", 16, str(tmp_path / "apart"))
+    assert answer(transform="none", workers=1).figures == first.figures
+    with pytest.raises(RunError, match="transform"):
+        answer(transform="imagenet")
+    with pytest.raises(InputError, match="no option 'transform'"):
+        executor.study("ridge", out=tmp_path / "r", transform="none", **RIDGE)
 
 
 def test_without_a_name_the_studies_are_listed(tmp_path):

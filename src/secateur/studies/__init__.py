@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import ast
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 
 from secateur import recipes
 from secateur.errors import InputError
 from secateur.recipes import Option
 
-__all__ = ["cards", "options"]
+__all__ = ["cards", "options", "reading"]
+
+_READING = ("text", "label", "transform", "size", "workers")
 
 
 def cards() -> dict[str, dict[str, str]]:
@@ -45,7 +48,17 @@ def options(name: str) -> list[Option]:
             f"no study is called {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
         )
     own = recipes.read_options((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"), name)
+    own += reading(known[name])
     if not (recipe := known[name]["recipe"]):
         return own
     without = {*known[name]["sets"].split(), *(option.name for option in own)}
     return [*own, *(option for option in recipes.signature(recipe) if option.name not in without)]
+
+
+def reading(card: Mapping[str, str]) -> list[Option]:
+    """How a study by this card reads its examples or texts, as `secateur run` does; nothing where it reads no such."""
+    if card.get("reads") or not (card["recipe"] or card.get("backend")):
+        return []
+    run = Path(__file__).parents[1] / "runs" / "executor.py"
+    known = {option.name: option for option in recipes.read_options(run.read_text(encoding="utf-8"), "run")}
+    return [known[name] for name in _READING]

@@ -26,7 +26,7 @@ from secateur.errors import DataError, InputError
 from secateur.measure.environment import describe as describe_machine
 from secateur.reports import sheet
 from secateur.reports.sheet import Sheet, Table
-from secateur.runs import configs, keywords
+from secateur.runs import configs, keywords, splits
 from secateur.runs.backends import Data, Source, of_source, resolve
 from secateur.runs.executor import hash_files, open_run
 
@@ -69,7 +69,8 @@ def study(
         device: device to run the model of the study on, such as cuda or cpu; where the model is if None.
         dry_run: say how many trainings it will be; nothing is trained or written.
         overwrite: start anew where `out` holds another study.
-        options: the study's own, and those of its recipe that it does not set itself.
+        options: the study's own, those of its recipe that it does not set itself, and how it reads its examples or
+            texts: `text`, `label`, `transform`, `size` and `workers`, as `secateur.run` has them.
 
     Raises:
         InputError: an unknown or wrong option, a network or data that can't be used.
@@ -79,11 +80,12 @@ def study(
     studies.options(study)  # an unknown study is refused before its module is looked for
     card, module = studies.cards()[study], importlib.import_module(f"secateur.studies.{study}")
     function = getattr(module, study)
+    reading: dict[str, Any] = {one.name: options.pop(one.name) for one in studies.reading(card) if one.name in options}
     own, rest = _split_options(study, function, card, options)
     keywords.check_seed(*own.get("seeds", ()))
-    subject, examples, hashes = _open(study, card, module, model, data, device)
-    planned = module.plan(subject, examples, **own, **rest)
-    hashes |= _hash_judged(subject, own.get("judged"))
+    subject, examples, judged, hashes = _open(study, card, module, model, (data, own.get("judged")), device, reading)
+    asked = own if judged is None else {**own, "judged": judged}
+    planned = module.plan(subject, examples, **asked, **rest)
     if dry_run:
         rows = [["What", "How many"], *([name, str(count)] for name, count in planned.items())]
         summary = ", ".join(f"{count} {name}" for name, count in planned.items())
@@ -93,15 +95,16 @@ def study(
     settings = {
         "command": "study", "study": study,
         **{k: v for k, v in keywords.flat(function, own).items() if k not in varied},
-        **{k: v for k, v in rest.items() if k in options}, **hashes,
+        **{k: v for k, v in rest.items() if k in options}, **_name_reading(examples, **reading), **hashes,
     }  # fmt: skip
     grid = json.loads(json.dumps({name: own[name] for name in varied}))  # lists, as YAML has them
     named = _source_names(subject, model, data, examples)
+    named |= {} if reading.get("workers") is None else {"workers": reading["workers"]}
     # What records of an older version do not have.
     older = {**keywords.defaults(function), **{k: v for k, v in hashes.items() if k not in _ALWAYS}}
     with open_run(out, settings, {**grid, **named}, overwrite=overwrite, defaults=older) as run:
         progress = iter if examples is None else partial(_announce, run)
-        answer: Sheet = function(subject, examples, run.folder("runs"), progress, **own, **rest).sheet()
+        answer: Sheet = function(subject, examples, run.folder("runs"), progress, **asked, **rest).sheet()
         record = run.root / "run.yaml"
         before = yaml.safe_load(record.read_text("utf-8"))
         if {name: before.get(name) for name in grid} != grid:  # the grid has grown since the folder was made
@@ -142,14 +145,21 @@ def _split_options(
 
 
 def _open(
-    study: str, card: Mapping[str, str], module: ModuleType, model: Source, data: Data, device: str | None
-) -> tuple[Source, Data, dict[str, str]]:
-    """(what the study is about, what it reads, their hashes); None for what it does without.
+    study: str,
+    card: Mapping[str, str],
+    module: ModuleType,
+    model: Source,
+    sources: tuple[Data, Data],
+    device: str | None,
+    reading: Mapping[str, Any],
+) -> tuple[Source, Data, Data, dict[str, str]]:
+    """(what the study is about, what it reads, what it judges on, their hashes); None for what it does without.
 
     A study over a recipe takes networks and examples; one whose card names a `backend` what that opens, and reads what
     its module's `read` does, or else the backend. Raises as `study`.
     """
     name, reads = card.get("backend", NETWORKS if card["recipe"] else ""), card.get("reads", "")
+    data, judged = sources
     if not name:
         if device is not None:
             raise InputError(f"study {study} runs no model: leave device out")
@@ -158,29 +168,33 @@ def _open(
         if reads and (model is not None or data is None):
             raise InputError(f"study {study} takes no MODEL and reads {reads}: give it as --data")
         if not reads:
-            return None, None, {}
+            return None, None, None, {}
         examples = module.read(data)
-        return None, examples, {"data_sha256": examples.digest}
+        return None, examples, None, {"data_sha256": examples.digest}
     backend = of_source(model) if name == ANY else resolve(name)
     if model is None or data is None:
         raise InputError(
             f"study {study} needs a model ({backend.example}) and reads {reads}: give MODEL and --data"
             if reads else f"study {study} needs a network and examples: give MODEL and --data"
         )  # fmt: skip
-    examples = module.read(data) if reads else backend.read(data)
-    subject = backend.open(model, device, None if reads else examples)
-    if not reads:
+    apart = None
+    if reads:
+        examples = module.read(data)
+        subject = backend.open(model, device, None)
+    else:
+        examples, apart = splits.read(backend, data, judged or None, **reading)
+        subject = backend.open(model, device, examples)
         examples = backend.fit_data(examples, subject)
         if getattr(examples, "targets", None):
             raise DataError(f"{examples.name} holds boxes: study {study} counts right classes; give labels")
-    return subject, examples, {"model_sha256": backend.digest(subject), "data_sha256": examples.digest}
+    hashes = {"model_sha256": backend.digest(subject), "data_sha256": examples.digest}
+    return subject, examples, apart, hashes if apart is None else {**hashes, "judged_sha256": apart.digest}
 
 
-def _hash_judged(subject: Source, judged: Data) -> dict[str, str]:
-    """The hash of the data that results are judged on, where a study takes some and they were given."""
-    if judged is None or (isinstance(judged, str) and not judged):
-        return {}
-    return {"judged_sha256": of_source(subject).read(judged).digest}
+def _name_reading(examples: Data, text: str = "text", label: str = "label", **more: Any) -> dict[str, Any]:
+    """What settings say of how examples were read; `more` are a transform, a size and workers."""
+    declared = {name: value for name, value in more.items() if name != "workers"}
+    return splits.columns(text, label, data=examples, **declared)
 
 
 def _hash_options(
@@ -197,7 +211,7 @@ def _hash_options(
     return found | hash_files(recipes.find(card["recipe"]), rest, out) if rest else found
 
 
-def _source_names(subject: Source, model: Source, data: Data, examples: Data) -> dict[str, str]:
+def _source_names(subject: Source, model: Source, data: Data, examples: Data) -> dict[str, Any]:
     """The model, if there is one, and the data as they were given, to be found again."""
     if examples is None:
         return {}
