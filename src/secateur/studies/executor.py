@@ -83,7 +83,8 @@ def study(
     reading: dict[str, Any] = {one.name: options.pop(one.name) for one in studies.reading(card) if one.name in options}
     own, rest = _split_options(study, function, card, options)
     keywords.check_seed(*own.get("seeds", ()))
-    subject, examples, judged, hashes = _open(study, card, module, model, (data, own.get("judged")), device, reading)
+    read = partial(splits.read, **reading)
+    subject, examples, judged, hashes = _open(study, card, module, model, (data, own.get("judged")), device, read)
     asked = own if judged is None else {**own, "judged": judged}
     planned = module.plan(subject, examples, **asked, **rest)
     if dry_run:
@@ -98,8 +99,8 @@ def study(
         **{k: v for k, v in rest.items() if k in options}, **_name_reading(examples, **reading), **hashes,
     }  # fmt: skip
     grid = json.loads(json.dumps({name: own[name] for name in varied}))  # lists, as YAML has them
-    named = _source_names(subject, model, data, examples)
-    named |= {} if reading.get("workers") is None else {"workers": reading["workers"]}
+    beside = {} if reading.get("workers") is None else {"workers": reading["workers"]}
+    named = {**_source_names(subject, model, data, examples), **beside}
     # What records of an older version do not have.
     older = {**keywords.defaults(function), **{k: v for k, v in hashes.items() if k not in _ALWAYS}}
     with open_run(out, settings, {**grid, **named}, overwrite=overwrite, defaults=older) as run:
@@ -151,7 +152,7 @@ def _open(
     model: Source,
     sources: tuple[Data, Data],
     device: str | None,
-    reading: Mapping[str, Any],
+    read: partial[tuple[splits.Dataset | None, splits.Dataset | None]],
 ) -> tuple[Source, Data, Data, dict[str, str]]:
     """(what the study is about, what it reads, what it judges on, their hashes); None for what it does without.
 
@@ -182,7 +183,7 @@ def _open(
         examples = module.read(data)
         subject = backend.open(model, device, None)
     else:
-        examples, apart = splits.read(backend, data, judged or None, **reading)
+        examples, apart = read(backend, data, judged or None)
         subject = backend.open(model, device, examples)
         examples = backend.fit_data(examples, subject)
         if getattr(examples, "targets", None):
@@ -191,10 +192,16 @@ def _open(
     return subject, examples, apart, hashes if apart is None else {**hashes, "judged_sha256": apart.digest}
 
 
-def _name_reading(examples: Data, text: str = "text", label: str = "label", **more: Any) -> dict[str, Any]:
-    """What settings say of how examples were read; `more` are a transform, a size and workers."""
-    declared = {name: value for name, value in more.items() if name != "workers"}
-    return splits.columns(text, label, data=examples, **declared)
+def _name_reading(
+    examples: Data,
+    text: str = "text",
+    label: str = "label",
+    transform: object = None,
+    size: object = None,
+    workers: object = None,
+) -> Mapping[str, object]:
+    """What settings say of how examples were read; by how many `workers` says nothing."""
+    return splits.columns(text, label, data=examples, transform=transform, size=size)
 
 
 def _hash_options(
@@ -211,7 +218,7 @@ def _hash_options(
     return found | hash_files(recipes.find(card["recipe"]), rest, out) if rest else found
 
 
-def _source_names(subject: Source, model: Source, data: Data, examples: Data) -> dict[str, Any]:
+def _source_names(subject: Source, model: Source, data: Data, examples: Data) -> dict[str, str]:
     """The model, if there is one, and the data as they were given, to be found again."""
     if examples is None:
         return {}
