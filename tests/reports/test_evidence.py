@@ -224,3 +224,17 @@ def test_lost_quality_is_said_beside_a_target_that_is_met(before, after, chance,
     assert bool(said) == bool(evidence.describe_lost_quality(result))
     assert evidence.describe_verdict(result).startswith("met, but of no use: " if said else "met")
     assert evidence.describe_verdict(dataclasses.replace(result, verdict="missed: x")) == "missed: x"
+
+
+def test_in_a_terminal_too_narrow_for_the_columns_each_row_is_a_block():
+    from rich.console import Console
+
+    console = Console(width=40, record=True, force_terminal=False)
+    names = ["Measure", *(f"baseline{number}" for number in range(8))]
+    console.print(evidence.rich_table([names, ["Spearman", *"12345–78"], ["[b]", *"abcdefgh"]], title="T"))
+    printed = console.export_text()
+    assert [line.split() for line in printed.splitlines()[:3]] == [["T"], ["Spearman"], ["baseline0", "1"]]
+    assert "baseline7  8" in printed
+    assert printed.count("baseline5") == 1
+    assert "[b]" in printed
+    assert "baseline7  h" in printed

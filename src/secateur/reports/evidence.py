@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from secateur.reports import display
 from secateur.vocabulary import Budget, Evidence, Figure
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
 
 __all__ = [
@@ -288,20 +290,58 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def rich_table(rows: Sequence[Sequence[str]], *, title: str | None = None) -> Table:
-    """Rows (header first) for a terminal. Text is never read as markup."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
+def rich_table(rows: Sequence[Sequence[str]], *, title: str | None = None) -> RenderableType:
+    """Rows (header first) for a terminal; in one too narrow for the columns, a block for each row.
 
-    header, *body = rows
-    heading = Text(title) if title else None
-    result = Table(title=heading, box=SIMPLE_HEAD, title_justify="left", padding=0, pad_edge=False)
-    for index, name in enumerate(header):
-        # In a narrow terminal names and headings wrap at spaces; no word of them is cut.
-        fixed = [name, *(line[0] for line in body)] if index == 0 else [name]
-        width = max((len(word) for text in fixed for word in text.split()), default=1)
-        result.add_column(Text(name), justify="left" if index == 0 else "right", min_width=width)
-    for line in body:
-        result.add_row(*(Text(cell) for cell in line))
-    return result
+    Text is never read as markup.
+    """
+    return _Fitting(rows, title)
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """Rows that are drawn by the room there is."""
+
+    rows: Sequence[Sequence[str]]
+    title: str | None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """The table; where words of it would be cut, its rows below each other."""
+        whole = self._columns()
+        if whole.__rich_measure__(console, options).minimum <= options.max_width:
+            yield whole
+        else:
+            yield from self._blocks()
+
+    def _columns(self) -> Table:
+        from rich.box import SIMPLE_HEAD
+        from rich.table import Table
+        from rich.text import Text
+
+        header, *body = self.rows
+        heading = Text(self.title) if self.title else None
+        result = Table(title=heading, box=SIMPLE_HEAD, title_justify="left", padding=0, pad_edge=False)
+        for index, name in enumerate(header):
+            # In a narrow terminal names and headings wrap at spaces; no word of them is cut.
+            fixed = [name, *(line[0] for line in body)] if index == 0 else [name]
+            width = max((len(word) for text in fixed for word in text.split()), default=1)
+            result.add_column(Text(name), justify="left" if index == 0 else "right", min_width=width)
+        for line in body:
+            result.add_row(*(Text(cell) for cell in line))
+        return result
+
+    def _blocks(self) -> Iterator[RenderableType]:
+        from rich.padding import Padding
+        from rich.table import Table
+        from rich.text import Text
+
+        (_, *names), *body = self.rows
+        if self.title:
+            yield Text(self.title)
+        for first, *cells in body:
+            block = Table.grid(padding=(0, 2))
+            for name, cell in zip(names, cells, strict=True):
+                if cell != "–":
+                    block.add_row(Text(name), Text(cell))
+            yield Text(first)
+            yield Padding(block, (0, 0, 0, 2))
