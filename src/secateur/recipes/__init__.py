@@ -331,6 +331,7 @@ def _locate(name: str) -> _Place:
     raise UnknownRecipeError(f"no recipe is called {name!r}: {hint}")
 
 
+@functools.lru_cache(256)
 def _text_of(module: str) -> str:
     """The text of a module of secateur, by its name in full."""
     root = Path(__file__).parents[1].joinpath(*module.split(".")[1:])
@@ -340,10 +341,18 @@ def _text_of(module: str) -> str:
 
 def _home_of(module: ast.Module, name: str) -> str | None:
     """The module from which `name` is imported."""
+    return _imports(module).get(name)
+
+
+@functools.lru_cache(256)
+def _imports(module: ast.Module) -> dict[str, str]:
+    """Name -> the module from which it is imported, the first where there are several."""
+    found = dict[str, str]()
     for node in ast.walk(module):
-        if isinstance(node, ast.ImportFrom) and name in [alias.asname or alias.name for alias in node.names]:
-            return node.module
-    return None
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                found.setdefault(alias.asname or alias.name, node.module)
+    return found
 
 
 def _function(module: ast.Module, name: str) -> ast.FunctionDef:
