@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import DynamicCache
 
-from secateur.subjects.transformer import costs
+from secateur.subjects.transformer import costs, logits
 from secateur.subjects.transformer.layout import Layout
-from secateur.subjects.transformer.subject import Transformer
+from secateur.subjects.transformer.subject import Output, Transformer
 from secateur.vocabulary import Term
 
 __all__ = ["Decoder"]
@@ -18,6 +20,30 @@ class Decoder(Transformer):
     """A causal transformer; generation caches keys and values."""
 
     kind = "decoder"
+    _scaled: tuple[int, float | None] | None = None
+    """Which model was looked at, and what `logits.find_scale` found."""
+
+    def forward(self, batch: Mapping[str, Tensor], *, hidden: bool = False, head: bool = True) -> Output:
+        """See `Transformer.forward`; without the head, states are scaled as the model scales its logits.
+
+        Where something else than a factor stands between head and logits, it runs as a whole.
+        """
+        how = {"hidden": True} if hidden else {}
+        known = self._scaled is not None and self._scaled[0] == id(self.model)
+        if head or not self.causal or (known and self._scaled == (id(self.model), None)):
+            return super().forward(batch, **how)
+        output = super().forward(batch, **how, head=False)
+        if output.head is None or isinstance(output.prediction, FakeTensor) or output.prediction.is_meta:
+            return output
+        if not known:
+            self._scaled = id(self.model), logits.find_scale(self.model)
+        assert self._scaled is not None
+        scale = self._scaled[1]
+        if scale is None:
+            return super().forward(batch, **how)
+        if scale != 1.0:
+            output.prediction = output.prediction * scale
+        return output
 
     def _cache(self, layout: Layout, batch: int, length: int) -> Iterator[Term]:
         """Bytes of keys and values after `length` tokens: 2 B T head_dim per KV head, T at most window - 1.
