@@ -60,6 +60,29 @@ def test_a_remembered_teacher_has_answered_every_micro_batch(tmp_path):
     assert all("input_ids" in items[number] and len(items[number]) > len(stream[0]) for number in range(4))
 
 
+def test_a_shorter_training_keeps_the_share_of_its_warm_up():
+    """A warm-up of 60 steps does not fit into a trial of 50, which was refused after all had been scored."""
+    for given, whole, steps, wanted in (
+        (60, 1000, 50, 0.06), (10, 1000, 50, 10), (0.1, 1000, 50, 0.1), (None, 1000, 50, None), (60, 60, 50, 50),
+        (60, 50, 60, 60),
+    ):  # fmt: skip
+        found = distillation.shorten(Training(steps=whole, warmup=given, lr=1.0), steps)
+        assert (found.steps, found.warmup, found.lr) == (steps, wanted, 1.0)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_what_is_remembered_stands_for_the_whole_prediction(tmp_path, k):
+    """The likeliest alone were kept, and a student learned nothing of how the other tokens compare."""
+    start, training = subject("gpt2"), Training(steps=1, batch=8, lr=1e-3)
+    stream = texts.batches(DATA, start.tokenizer, packed=True, batch=8, length=16, seed=1)
+    with Run.open(tmp_path, {}) as run:
+        item = distillation.remember_teacher(run, start, DATA, stream, 1, training, k=k, length=16, seed=1)[0]
+    assert bool(item["teacher_remaining"].isinf().all()) == (k > 1)
+    likeliest = start.forward(stream[0]).prediction[stream[0]["attention_mask"].bool()].topk(k).indices
+    named = (item["teacher_indices"][:, :, None] == likeliest[:, None]).any(-1).sum(-1)
+    assert bool((named == k).all()) == (k == 1)
+
+
 def test_a_decoder_that_classifies_learns_texts_one_by_one_with_their_labels(tmp_path, monkeypatch):
     """They ran together, and their classes were lost: task=1 asked for labels that were there."""
     start = sorter()

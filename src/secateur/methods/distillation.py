@@ -33,7 +33,7 @@ from secateur.vocabulary import Recovery, Selection, Training
 __all__ = [
     "OWN_DIRECTIONS", "RECORDED", "BlockLosses", "Distilling", "Losses", "Rates", "check_recovery", "check_task",
     "choose_direction", "choose_shortly", "distil", "held_out", "make_batches", "own_direction", "remember_teacher",
-    "train_student",
+    "shorten", "train_student",
 ]  # fmt: skip
 
 RECORDED = (
@@ -147,6 +147,20 @@ class Distilling(Losses):
         return routing.add_balance(objective, student.routers(), weight)
 
 
+def shorten(training: Training, steps: int, *, slower: float = 1.0) -> Training:
+    """The same training in fewer steps; a warm-up of more steps than these keeps its share of all.
+
+    slower: what the learning rate is divided by; its floor is never above it.
+    """
+    warmup, whole = training.warmup or 0.0, training.steps or 0
+    if slower != 1:
+        peak = training.number("lr") / slower
+        training = replace(training, lr=peak, min_lr=min(peak, training.min_lr or 0.0))
+    if warmup <= max(1, steps) or steps >= whole:
+        return replace(training, steps=steps)
+    return replace(training, steps=steps, warmup=warmup / whole if warmup < whole else steps)
+
+
 def remember_teacher(
     run: Run,
     teacher: Transformer,
@@ -160,15 +174,16 @@ def remember_teacher(
     seed: int,
     temperature: float = 1.0,
 ) -> teachers.Joined:
-    """The batches of `steps` steps, each with the teacher's `k` likeliest tokens, kept in the run's folder.
+    """The batches of `steps` steps, each with `k` tokens of the teacher's predictions, kept in the run's folder.
 
-    seed: of the batches' order. temperature: of the teacher's probabilities.
+    All but one of them are drawn, so that they stand for the whole prediction in the mean (`teachers.cache_topk`): the
+    likeliest alone teach worse. seed: of the batches' order. temperature: of the teacher's probabilities.
     """
     key = {"data": data.digest, "batches": f"{training.whole('batch')} x {length}, seed {seed}"}
     count = steps * (training.accumulate or 1) * distributed.count()
     return teachers.join_topk(
         run.folder("predictions"), teacher.model, teacher.forward, teacher.tokenizer, batches, count,
-        k=k, temperature=temperature, key=key,
+        k=k, drawn=k - 1, temperature=temperature, key=key,
     )  # fmt: skip
 
 
@@ -321,7 +336,7 @@ def choose_shortly(
     arXiv 2412.00143, where the loss right after a cut says little of the model after its recovery.
     """
     selections = subsets.around(selection, CUTS, seed)
-    brief = replace(training, steps=math.ceil(SHORT * training.whole("steps")))
+    brief = shorten(training, math.ceil(SHORT * training.whole("steps")))
 
     def reach(number: int) -> float:
         place = run.folder(f"shortly-{selection.budget}-{number}")
