@@ -112,6 +112,16 @@ def test_the_student_writes_without_dropout_and_stays_in_training():
     assert student.training
 
 
+def test_a_models_own_ways_of_writing_are_left_aside():
+    """A penalty on repetition, as checkpoints bring along in generation_config.json, is none of its probabilities."""
+    student = sure(1)
+    wanted = rollouts(student)[0]["input_ids"]
+    student.generation_config.update(repetition_penalty=3.0, no_repeat_ngram_size=2, min_new_tokens=12, min_p=0.9)
+    before = student.generation_config.to_dict()
+    assert torch.equal(rollouts(student)[0]["input_ids"], wanted)
+    assert student.generation_config.to_dict() == before
+
+
 # ------------------------------------------------------------------------------------------------------- the objective
 
 

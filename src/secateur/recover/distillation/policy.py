@@ -6,8 +6,9 @@ never seen in texts of others, so a share of the batches is written by the stude
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -176,7 +177,7 @@ class Rollouts:
         if self.temperature:
             how = {"do_sample": True, "temperature": self.temperature, "top_k": 0, "top_p": 1.0}
         generators = [device] if device.type == "cuda" else []
-        with evaluating(self.student), torch.no_grad(), torch.random.fork_rng(generators):
+        with evaluating(self.student), _plainly(self.student), torch.no_grad(), torch.random.fork_rng(generators):
             torch.manual_seed(seed)
             out = self.student.generate(  # type: ignore[operator]
                 given.to(device), attention_mask=(places >= 0).long().to(device), max_new_tokens=self.new,
@@ -189,3 +190,14 @@ class Rollouts:
         source = torch.arange(int(lengths.max()))[None] + (room - starts[:, None])
         moved = out.gather(1, source.clamp(max=out.shape[1] - 1))
         return torch.where(torch.arange(moved.shape[1])[None] < lengths[:, None], moved, self.pad), lengths
+
+
+@contextlib.contextmanager
+def _plainly(student: nn.Module) -> Iterator[None]:
+    """Within the block the model writes by its probabilities alone, whatever its generation_config adds to them."""
+    own = student.generation_config
+    student.generation_config = type(own)()
+    try:
+        yield
+    finally:
+        student.generation_config = own
