@@ -419,6 +419,19 @@ def test_settings_of_training_are_refused_before_anything_is_read(tmp_path, sett
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lr": 5e-6}, "min_lr=1e-05: give a floor between 0 and lr=5e-06"),
+        ({"warmup": 60, "steps": 50}, "warmup=60.0: give a share from 0 to 1 or at most steps=50"),
+    ],
+)
+def test_a_course_of_learning_rates_that_can_not_be_is_refused_before_anything_is_read(tmp_path, options, words):
+    """It was when the training began, after hours of scores and searches."""
+    with pytest.raises(InputError, match=f"^{words}"):
+        executor.run("minitron", tmp_path / "none", tmp_path / "none", "params=80%", tmp_path / "out", **options)
+
+
 def test_bad_input_is_refused_before_anything_is_written(places, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(UnknownRecipeError, match="did you mean 'ziplm'"):

@@ -30,7 +30,7 @@ from secateur.data import examples
 from secateur.errors import InputError, ModelError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.measure.latency import Phase, Timer
-from secateur.recover.training import lora
+from secateur.recover.training import lora, schedule
 from secateur.reports import details, evidence
 from secateur.reports.details import Details
 from secateur.runs import backends, configs, keywords, records, splits
@@ -414,8 +414,10 @@ def _check_adapters(recipe: str, training: Training, flags: Mapping[str, object]
 
 
 def _check_training(options: Mapping[str, object]) -> None:
-    """Refuse trackers that are not installed, and devices that are not there, before anything is done."""
+    """Refuse trackers that are not installed, devices that are not there, and learning rates that can not be."""
     for value in options.values():
+        if isinstance(value, Training):
+            schedule.check_course(value)
         if isinstance(value, Training) and value.teacher_device not in (None, "auto"):
             modes.check_device(str(value.teacher_device))
         if isinstance(value, Training) and value.trackers:

@@ -5,7 +5,15 @@ import math
 import pytest
 
 from secateur.errors import InputError
-from secateur.recover.training.schedule import learning_rate, ramp_up, repeat_rate, stage_rates, warmup_steps
+from secateur.recover.training.schedule import (
+    check_course,
+    learning_rate,
+    ramp_up,
+    repeat_rate,
+    stage_rates,
+    warmup_steps,
+)
+from secateur.vocabulary import Training
 
 
 def rates(**options):
@@ -71,3 +79,13 @@ def test_stages_have_one_rate_or_one_each():
     assert stage_rates([1e-3], [1e-4], 3) == [(1e-3, 1e-3), (1e-3, 1e-3), (1e-3, 1e-4)]
     with pytest.raises(InputError, match=r"^lr=0\.1,0\.2 has 2 numbers for 3 stages"):
         repeat_rate("lr", [0.1, 0.2], 3)
+
+
+def test_a_course_is_checked_by_what_is_known_of_it():
+    for fits in ({}, {"lr": 0.1}, {"lr": 0.1, "epochs": 2, "warmup": 500}, {"lr": 0.1, "steps": 0, "warmup": 5}):
+        check_course(Training(**fits))
+    for wrong, words in (
+        ({"min_lr": 0.2, "epochs": 2}, "min_lr=0.2"), ({"steps": 4, "warmup": 5}, "warmup=5"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            check_course(Training(lr=0.1, **wrong))

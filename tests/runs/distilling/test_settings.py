@@ -58,6 +58,8 @@ SERVER = "http://localhost:1/v1"
         ({"shares": (1.0,)}, "1 weights for 2"),
         ({"training": {"patience": 3}, "on_policy": 0.5}, "judge by texts held out"),
         ({"training": {"lora": 3}, "bits": 8}, "leave lora or bits out"),
+        ({"training": {"min_lr": 1.0}}, "min_lr=1.0: give a floor between 0 and lr=0.01"),
+        ({"training": {"warmup": 9.0}}, "warmup=9.0: give a share from 0 to 1 or at most steps=3"),
         ({"cache": 3, "direction": "js"}, "cache keeps some of the tokens: it serves forward KL, cache=all any"),
         ({"cache": "all", "hidden": True}, "keeps predictions only: leave hidden out"),
         ({"cache": "all", "on_policy": 0.5}, "leave on-policy out"),

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from secateur.errors import InputError
+from secateur.vocabulary import Training
 
-__all__ = ["learning_rate", "ramp_up", "repeat_rate", "stage_rates", "warmup_steps"]
+__all__ = ["check_course", "learning_rate", "ramp_up", "repeat_rate", "stage_rates", "warmup_steps"]
 
 _TAIL = 0.05
 """Last share of the steps in which "cosine-zero" leaves its floor: 2,000 of the 40,000 steps of AST's GPT-2 run."""
@@ -55,6 +56,21 @@ def learning_rate(
     if schedule == "milestones":
         return max(min_lr, lr if done < 0.5 else lr / 10 if done < 0.75 else lr / 100)
     return lr + (min_lr - lr) * done if schedule == "linear" else lr
+
+
+def check_course(training: Training) -> None:
+    """Refuse a floor above the learning rate, and a warm-up of more steps than there are, before anything is done.
+
+    As `learning_rate`, of what is known without data: where epochs count, steps are not. Raises `InputError`.
+    """
+    if training.lr is None or training.steps == 0:
+        return
+    warmup = training.warmup or 0.0
+    steps = max(1, math.ceil(warmup)) if training.steps is None else training.steps
+    learning_rate(
+        0, steps=steps, lr=training.lr, warmup=warmup, schedule=training.schedule or "cosine",
+        min_lr=training.min_lr or 0.0,
+    )  # fmt: skip
 
 
 def ramp_up(step: int, *, top: float, steps: int) -> float:

@@ -13,7 +13,7 @@ from secateur._utils import distributed, modes
 from secateur.errors import InputError
 from secateur.recover.distillation import ensembles, matching
 from secateur.recover.quantization import quantise
-from secateur.recover.training import loop, lora
+from secateur.recover.training import loop, lora, schedule
 from secateur.runs import keywords
 from secateur.vocabulary import Training
 
@@ -196,6 +196,7 @@ def check(settings: Settings, above: Sequence[object], between: Sequence[object]
     for words, holds in wrong.items():
         if holds:
             raise InputError(words)
+    schedule.check_course(Training(steps=settings.steps, lr=settings.lr, **settings.training))
 
 
 def check_adapters(settings: Settings, model: nn.Module | None = None) -> None:
