@@ -103,3 +103,16 @@ def test_split_teachers_teach_the_same(of_texts, plain, tmp_path, how, above):
         record = training.train_student(setup, student, setup.teachers[:above], None, "")
         losses.append([loss for _, loss in record.losses])
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_a_teacher_that_is_not_asked_stays_where_it_is_and_takes_no_work(of_texts, plain, monkeypatch):
+    """Learning by the task alone, as from right answers: a large teacher filled the device of the student."""
+    student, setup = of_texts(replace(plain, direction="none", task=1.0))
+    asked, real = [], training.loop.train
+    monkeypatch.setattr(
+        training.loop, "train", lambda *given, **how: asked.append(how["frozen"]) or real(*given, **how)
+    )
+    record = training.train_student(setup, student, setup.teachers[:1], None, "")
+    assert asked == [[]]
+    alone = training.size.training_flops(student.flops_per_token(plain.length))
+    assert record.flops == pytest.approx(alone * record.tokens)

@@ -105,7 +105,7 @@ def _train(
     return loop.train(
         student.model, batches, objective.loss, steps=steps or settings.steps, lr=settings.lr, seed=settings.seed,
         dropout=False, count=objective.count, extra=objective.extra,
-        frozen=[] if kept else [teacher.model for teacher in above],
+        frozen=[] if kept or settings.direction == "none" else [teacher.model for teacher in above],
         checkpoint=None if run is None else run.folder(name), title=title,
         flops_per_token=_flops(setup, student, above), **how,
     )  # fmt: skip
@@ -198,5 +198,6 @@ def _flops(setup: Setup, student: Learner, above: Sequence[Learner]) -> float:
     if not setup.of_texts:
         return 0.0
     length = setup.settings.length
-    live = 0.0 if setup.settings.cache else sum(as_transformer(teacher).flops_per_token(length) for teacher in above)
+    asked: Sequence[Learner] = () if setup.settings.cache or setup.settings.direction == "none" else above
+    live = sum(as_transformer(teacher).flops_per_token(length) for teacher in asked)
     return size.training_flops(as_transformer(student).flops_per_token(length), live)
