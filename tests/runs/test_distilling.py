@@ -931,6 +931,21 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_written(place
     assert not (tmp_path / "out").exists()
 
 
+def test_sequences_longer_than_a_teacher_can_read_are_refused(places, tmp_path):
+    """The student's positions have no end, and the teacher's table of them failed in the middle of training."""
+    most = tiny.model("gpt2").config.n_positions
+    words = rf"^the teacher: length={most + 1} is beyond the model's {most} positions: give at most length={most}$"
+    with pytest.raises(InputError, match=words):
+        taught(places, tmp_path / "out", "gpt2", length=most + 1)
+    assert not (tmp_path / "out").exists()
+    short = tiny.model("llama")
+    short.config.max_position_embeddings = 8
+    save(short, tmp_path / "short")
+    row = secateur.distill(places / "student", tmp_path / "short", TEXTS, tmp_path / "out", **QUICK, dry_run=True)
+    assert any(note.startswith("the teacher: length=16 is beyond the 8 positions") for note in row.settings["notes"])
+    assert not any(note.startswith("the student: length") for note in row.settings["notes"])
+
+
 def numbered():
     """A tokenizer that gives every word another number, and the word that each number has had before."""
     tokenizer = tiny.tokenizer()

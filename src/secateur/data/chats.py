@@ -11,7 +11,19 @@ import jinja2
 
 from secateur.errors import DataError, InputError, UnsupportedError
 
-__all__ = ["COLUMNS", "PAIR", "UNNAMED", "Chat", "Message", "Spans", "Tokenizer", "find_chat", "join", "render"]
+__all__ = [
+    "COLUMNS",
+    "PAIR",
+    "UNNAMED",
+    "Chat",
+    "Message",
+    "Spans",
+    "Tokenizer",
+    "find_chat",
+    "find_prompt",
+    "join",
+    "render",
+]
 
 COLUMNS = ("messages", "conversations")
 """Columns of messages, where none is named."""
@@ -95,6 +107,11 @@ def _read_messages(given: object, column: str, where: str) -> list[Message]:
 def join(chat: str) -> str:
     """The contents of a conversation, one after another, for a model that knows no roles."""
     return "\n".join(message.get("content", "") for message in json.loads(chat)["messages"]).strip()
+
+
+def find_prompt(chat: str) -> str:
+    """What a conversation asks, all but its last message, as JSON: equal for several answers to one prompt."""
+    return json.dumps(json.loads(chat)["messages"][:-1])
 
 
 def render(

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from secateur._utils.rundir import read_record
-from secateur.data import boxes, examples, labels, masks, texts, transforms
+from secateur.data import boxes, chats, examples, labels, masks, texts, transforms
 from secateur.data.examples import Examples
 from secateur.data.images import Images
 from secateur.data.texts import Corpus, Packing
@@ -36,6 +36,7 @@ _HELD_TEXTS = 0.05
 _SPLIT = "split"
 """The setting that says how parts are drawn; 0.1.0 had none."""
 _BY_CLASS = "by class"
+_BY_PROMPT = "by prompt"
 _ALL_BY_CLASS = "by class, what validates too"
 """Of images: before, what validates training was drawn without regard to classes."""
 
@@ -67,6 +68,11 @@ class Dataset(Protocol):
 @dataclass(frozen=True)
 class Stratified(Corpus):
     """Texts with classes, of each of which a share is held out for a model that tells classes."""
+
+
+@dataclass(frozen=True)
+class Prompted(Corpus):
+    """Chats of which several may answer one prompt: all of these are learned from, or all held out."""
 
 
 @dataclass(frozen=True)
@@ -152,18 +158,21 @@ def _as_declared(data: Dataset, transform: object, size: object, workers: int | 
     return examples.with_transform(data, transform, size, workers)
 
 
-def follow_record(data: Dataset | None, out: str | Path, overwrite: bool) -> Dataset | None:
+def follow_record(data: Dataset | None, out: str | Path, overwrite: bool, *, prompted: bool = False) -> Dataset | None:
     """The data as a new run has it, whose parts are drawn class by class; as it was where the run `out` has begun.
 
     What validates training by images was not drawn so at first. 0.1.0 drew held-out examples and texts without regard
     to classes, and had images of one size in memory, by whose numbers it knows them again.
+
+    prompted: several texts may answer one prompt, and are to stay together.
     """
-    if data is None or getattr(data, "labels", None) is None:
+    if data is None or (getattr(data, "labels", None) is None and not prompted):
         return data
     record = Path(out) / "run.yaml"
     drawn = _ALL_BY_CLASS if overwrite or not record.is_file() else read_record(record).get(_SPLIT)
     if isinstance(data, Corpus):
-        return Stratified(**{part.name: getattr(data, part.name) for part in fields(Corpus)}) if drawn else data
+        kind = Prompted if prompted else Stratified
+        return kind(**{part.name: getattr(data, part.name) for part in fields(Corpus)}) if drawn else data
     if not isinstance(data, Examples) or data.labels is None or data.labels.dim() != 1:
         return data
     if drawn is None:
@@ -271,6 +280,7 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
         held_out = with_classes_of(data, held_out)
         _check_alike(data, held_out)
     new = isinstance(data, Stratified)
+    prompts = _find_prompts(data)
     data = backend.fit_data(data, subject)
     by_class = new and getattr(data, "labels", None) is not None and bool(backend.class_names(subject))
     odd = range_note(data)
@@ -278,9 +288,9 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
         if len(data) < 3:
             few = f"{data.name} holds {len(data)} {backend.noun}"
             raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
-        train, held = _split_by_class(data, seed) if by_class and isinstance(data, Corpus) else data.split(seed=seed)
+        train, held = _draw_parts(data, by_class, prompts, seed)
         notes = filter(None, (copies_note(train, held, backend.noun), odd))
-        drawn = {_SPLIT: _BY_CLASS} if by_class else {}
+        drawn = {_SPLIT: _BY_PROMPT} if prompts else {_SPLIT: _BY_CLASS} if by_class else {}
         return Parts(train, held, {"data_sha256": data.digest, **drawn}, (*reading_notes(data), *notes))
     held_out = backend.fit_data(held_out, subject)
     digests = {"data_sha256": data.digest, "held_out_sha256": held_out.digest}
@@ -288,11 +298,39 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
     return Parts(data, held_out, digests, (*reading_notes(data, held_out), *notes))
 
 
+def _find_prompts(data: object) -> list[str]:
+    """What each text answers, where several may answer one prompt."""
+    if not isinstance(data, Prompted) or data.form != "chat":
+        return []
+    return [chats.find_prompt(text) for text in data.texts]
+
+
+def _draw_parts(data: Dataset, by_class: bool, prompts: Sequence[str], seed: int) -> tuple[Dataset, Dataset]:
+    """(train, held out), drawn by prompts, by classes, or alike."""
+    if isinstance(data, Corpus) and prompts:
+        return _split_by_prompt(data, prompts, seed)
+    if isinstance(data, Corpus) and by_class:
+        return _split_by_class(data, seed)
+    return data.split(seed=seed)
+
+
 def _split_by_class(data: Corpus, seed: int) -> tuple[Corpus, Corpus]:
     """(train, held out) of texts, as `Corpus.split`, the share of each class and at least one of each that has two."""
     kinds = Examples(torch.zeros(len(data), 1), torch.as_tensor(data.labels), name=data.name)
     rest, held = kinds.parts(_HELD_TEXTS, seed=seed, stratified=True)
     return data.take(rest), data.take(held, f"the held-out part of {data.name}")
+
+
+def _split_by_prompt(data: Corpus, prompts: Sequence[str], seed: int) -> tuple[Corpus, Corpus]:
+    """(train, held out) of texts, as `Corpus.split`, a share of the prompts with all that answers them."""
+    different = [*dict.fromkeys(prompts)]
+    if len(different) < 2:
+        raise DataError(f"{data.name} answers one prompt, too few to hold any out: give more prompts, or held-out data")
+    count = min(max(1, round(_HELD_TEXTS * len(different))), len(different) - 1)
+    order = np.random.default_rng([seed, len(different)]).permutation(len(different))
+    chosen = {different[place] for place in order[:count]}
+    held = np.array([prompt in chosen for prompt in prompts])
+    return data.take(np.flatnonzero(~held)), data.take(np.flatnonzero(held), f"the held-out part of {data.name}")
 
 
 def reading_notes(*parts: Dataset | None) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ import tiny
 from recipes.sparse.oneshot import taught
 from secateur.clients.completions import Local, Writing
 from secateur.errors import DataError, InputError
+from secateur.methods import traces
+from secateur.runs import splits
 from secateur.runs.backends import language
 from secateur.subjects import open_subject
 
@@ -95,3 +97,24 @@ def test_what_gives_no_answers_is_said(place, tmp_path, how, kind, words):
         secateur.distill(
             place / "student", [place / "teacher", place / "student"], place / "task.jsonl", tmp_path / "out", **QUICK
         )
+
+
+def test_answers_to_one_prompt_are_learned_or_held_out_together(place, tmp_path, monkeypatch):
+    """Of several answers to a prompt some were learned, and others measured the student on what it had been told."""
+    prompts, ends = [f"the {word}" for word in tiny.WORDS[6:18]], (" cuts", " grows", " waters", " keeps")
+
+    def write_all(completer, source, file, **how):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file, *({"prompt": prompt, "completion": end} for prompt in prompts for end in ends))
+        return 48, 48
+
+    seen, real = [], splits.split
+    monkeypatch.setattr(traces, "write_right_answers", write_all)
+    monkeypatch.setattr(splits, "split", lambda *given, **how: seen.append(real(*given, **how)) or seen[-1])
+    row = distil(place, tmp_path / "out", answers=4)
+    train, held = ({" ".join(text.split()[:2]) for text in part.texts} for part in (seen[0].train, seen[0].held))
+    assert held
+    assert train | held == set(prompts)
+    assert not train & held
+    assert yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["split"] == "by prompt"
+    assert distil(place, tmp_path / "out", answers=4).recovery == row.recovery

@@ -206,7 +206,7 @@ def distill(
         backend, data, held_out, text=text, label=label, transform=transform, size=size, workers=workers,
         completion_only=completion_only, packing=packing,
     )  # fmt: skip
-    corpus, apart = (splits.follow_record(part, out, overwrite) for part in (corpus, apart))
+    corpus, apart = (splits.follow_record(part, out, overwrite, prompted=answers > 1) for part in (corpus, apart))
     learner = models.open_student(backend, student, device, corpus)
     learner = models.load_weights(learner, weights) if weights else learner
     check_adapters(chosen, learner.model)
@@ -222,7 +222,7 @@ def distill(
     models.check_packing(chosen, corpus, above, between)
     models.check_chain(learner, between, above, align, bool(teacher_device))
     of_texts = isinstance(learner, Transformer)
-    backend.check(learner, {"length": length} if of_texts else {})
+    notes += models.check_lengths(backend, learner, between, above, length)
     batches = make_batches(chosen, learner, parts.train, above)
     environment = backend.environment(learner, batch, length if of_texts else None, None)
     names = tuple(map(str, sources))

@@ -29,7 +29,7 @@ from secateur.subjects.network import traced
 from secateur.subjects.transformer import low_rank, quantised
 
 __all__ = [
-    "Learner", "Model", "as_transformer", "check_chain", "check_classes", "check_kind", "check_output",
+    "Learner", "Model", "as_transformer", "check_chain", "check_classes", "check_kind", "check_lengths", "check_output",
     "check_packing", "gives_rows", "gives_tokens", "load_weights", "open_student", "open_teacher",
 ]  # fmt: skip
 
@@ -229,6 +229,25 @@ def check_chain(
             raise InputError(f"the student is on {ours} and its {name} on {theirs}: {words}")
         if isinstance(student, Transformer) and isinstance(one, Transformer):
             _check_pair(student, one, name, align)
+
+
+def check_lengths(
+    backend: AnyBackend, student: Learner, between: Sequence[Learner], above: Sequence[Learner], length: int
+) -> list[str]:
+    """Refuse sequences beyond the table of positions of whoever reads them; notes on those beyond rotary ones' own.
+
+    Raises `InputError`.
+    """
+    named = [("student", student), *(("assistant", one) for one in between), *(("teacher", one) for one in above)]
+    notes = list[str]()
+    for name, one in named:
+        asked = {"length": length} if isinstance(one, Transformer) else {}
+        try:
+            backend.check(one, asked)
+        except InputError as error:
+            raise InputError(f"the {name}: {error}") from error
+        notes += [f"the {name}: {note}" for note in backend.note_lengths(one, asked)]
+    return list(dict.fromkeys(notes))
 
 
 def _lies_apart(model: nn.Module) -> bool:
