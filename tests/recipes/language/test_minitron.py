@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from secateur.runs import keywords
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.transformer import shapes
 from secateur.vocabulary import Budget, Result
+from subjects import hybrids
 from subjects import tiny as subjects_tiny
 
 QUICK = {"calibration": 32, "candidates": 2, "short_steps": 0, "steps": 0, "train_batch": 8, "length": 16}
@@ -522,11 +525,52 @@ def test_what_training_took_counts_candidates_stages_and_the_teachers_correction
     assert again.recovery == found.recovery
 
 
-def test_layers_are_judged_once_for_all_candidates_and_budgets(tmp_path, monkeypatch):
+@pytest.mark.parametrize("merge", [False, True])
+def test_layers_are_judged_once_for_all_candidates_and_budgets(tmp_path, monkeypatch, merge):
     counts, real = [], minitron.kept_layers
     monkeypatch.setattr(minitron, "kept_layers", lambda s, count, **how: counts.append(count) or real(s, count, **how))
-    results(tmp_path, "params=75%", "params=70%", candidates=4, tolerance=0.2)
+    results(tmp_path, "params=75%", "params=70%", candidates=4, tolerance=0.2, merge=merge)
     assert len(counts) == len(set(counts))
+
+
+def test_a_warm_up_in_steps_and_a_low_rate_serve_the_short_trainings_too(tmp_path, monkeypatch):
+    """The paper's 60 steps of warm-up, above the trials' 50, were refused after all had been scored."""
+    seen, real = [], loop.train
+    monkeypatch.setattr(loop, "train", lambda *given, **how: seen.append(given[3]) or real(*given, **how))
+    results(tmp_path, "params=75%", steps=8, warmup=4, short_steps=2, correction_steps=3, lr=4e-5, min_lr=1e-5)
+    correction, *candidates, whole = [(one.steps, one.warmup, one.lr, one.min_lr) for one in seen]
+    assert correction == (3, 0.5, pytest.approx(8e-6), pytest.approx(8e-6))
+    assert candidates == [(2, 0.5, 4e-5, 1e-5)] * 2
+    assert whole == (8, 4, 4e-5, 1e-5)
+
+
+def test_merging_leaves_layers_without_heads_alone(tmp_path):
+    start = open_subject(hybrids.make_hybrid("NemotronH", vocab_size=64), tokenizer=tiny.tokenizer())
+    sizes = shapes.sizes(start)
+    half = sizes["heads"] // 2
+    assert half % shapes.steps(start)["heads"] == 0
+    (found,) = results(tmp_path / "a", "params=99%", model=start, shape=f"heads={half}", merge=True)
+    assert shapes.sizes(found.subject) == {**sizes, "heads": half}
+    bare = open_subject(hybrids.make_hybrid("Mamba", vocab_size=64), tokenizer=tiny.tokenizer())
+    (found,) = results(tmp_path / "b", "params=99%", model=bare, shape="layers=2", merge=True)
+    assert len(found.subject.layers()) == 2
+
+
+def test_models_that_were_merged_are_let_go_of(tmp_path, monkeypatch):
+    """Sixteen of them were held for what had been said of their layers, each as large as the original."""
+    made, alive, real = [], [], minitron.merge_heads
+
+    def watched(*given):
+        gc.collect()
+        alive.append(sum(one() is not None for one in made))
+        merged = real(*given)
+        made.append(weakref.ref(merged))
+        return merged
+
+    monkeypatch.setattr(minitron, "merge_heads", watched)
+    results(tmp_path, "params=75%", candidates=4, merge=True)
+    assert len(made) > 3
+    assert max(alive) == 0
 
 
 def test_options_that_a_model_can_not_have_are_refused(tmp_path):

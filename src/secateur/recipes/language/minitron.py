@@ -209,7 +209,7 @@ def minitron(
     if correction_steps and not dry_run:
         teacher = subject.cut(Selection({}))[0]
         correct = objectives.distil(teacher.forward, None, output=teacher.output, task=1.0, fused=True)
-        slow = replace(training, steps=correction_steps, lr=training.number("lr") / 5, patience=None)
+        slow = replace(distillation.shorten(training, correction_steps, slower=5), patience=None)
         beside.append(spent(fit(teacher, None, stream, correct, slow, checkpoint=run.folder("teacher"))))
     ruling = None if ranking.criterion == "loss" else plugins.function(ranking.criterion)
 
@@ -235,7 +235,7 @@ def minitron(
             temperature=losses.temperature,
         )  # fmt: skip
         return fit(
-            student, None if cache else teacher, batches, objective, replace(training, steps=steps),
+            student, None if cache else teacher, batches, objective, distillation.shorten(training, steps),
             extra=[projection] if projection is not None else [], checkpoint=run.folder(name),
             evaluate=partial(judge, student),
         )  # fmt: skip
@@ -243,17 +243,15 @@ def minitron(
     rank = partial(scores, how=ranking.score, batch=ranking.over_batch, sequence=ranking.over_sequence, seed=seed)
     first = run.tensors("scores", lambda: rank(teacher, samples))
     layers = partial(kept_layers, depth=ranking.depth, contiguous=ranking.contiguous, judge=judge, judged=judged)
-    to_shape = partial(
-        shrink, rank=partial(rank, batches=samples), keeps=lru_cache(16)(layers), rounds=rounds, merge=merge
-    )
+    to_shape = partial(shrink, rank=partial(rank, batches=samples), rounds=rounds, merge=merge)
+    of_teacher = lru_cache(16)(layers)
     for budget in budgets:
         student, cut, counted, recoveries = teacher, shapes.receipt(subject, teacher), list(beside), list[Recovery]()
         for stage in range(1, many[budget] + 1):
-            again = partial(rank, student, samples)
-            worths = first if stage == 1 else run.tensors(f"scores-{budget}-{stage}", again)
-            tries = first_shapes[budget] if stage == 1 else find_shapes(student, budget, stage)
             name = f"{budget}-{stage}"
-            trim = partial(to_shape, student, scores=worths)
+            worths = first if stage == 1 else run.tensors(f"scores-{name}", partial(rank, student, samples))
+            tries = first_shapes[budget] if stage == 1 else find_shapes(student, budget, stage)
+            trim = partial(to_shape, student, scores=worths, keeps=of_teacher if stage == 1 else lru_cache(16)(layers))
             if len(tries) > search.candidates:
                 alone = run.json(f"axes-{name}", partial(lose_alone, tries, trim, judge))
                 tries = likeliest(tries, alone, search.candidates, each="layers")
@@ -387,11 +385,12 @@ def shrink(
     for turn in range(1, rounds + 1):
         scores = scores if turn == 1 else rank(student)
         now = allocate.between(start, sizes, turn / rounds, steps)
-        if merge:
+        stays = keeps(student, now["layers"])
+        if merge and now.get("heads", 0) < shapes.sizes(student).get("heads", 0):
             student = merge_heads(student, scores, now["heads"])
         shrunk = {axis: now[axis] for axis in start if axis != "layers" and now[axis] < shapes.sizes(student)[axis]}
         keep = by_counts(student.units(*shrunk), scores, shrunk).keep if shrunk else {}
-        student, _ = student.cut(Selection({**keep, "layers": keeps(student, now["layers"])}))
+        student, _ = student.cut(Selection({**keep, "layers": stays}))
     return student
 
 
@@ -400,7 +399,8 @@ def merge_heads(student: Transformer, scores: Scores, heads: int) -> Transformer
     merged, units = student.copy(), student.units("heads")
     keep = by_counts(units, scores, {"heads": heads}).keep
     for layer in range(len(student.layers())):
-        site = f"layers.{layer}.heads"
+        if (site := f"layers.{layer}.heads") not in units.sites:  # of another kind, such as a mixer
+            continue
         group = None if units[site].group is None else torch.as_tensor(units[site].group)
         worth, stays = torch.as_tensor(scores[site]), torch.as_tensor(keep[site])
         for name, dim, start, length in merged.head_slices(layer):
