@@ -16,7 +16,7 @@ import tiny
 import toys
 from secateur._utils.rundir import Run, read_tensors
 from secateur.data import texts
-from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
+from secateur.errors import BudgetError, DataError, InfeasibleError, InputError, UnsupportedError
 from secateur.methods import elastic
 from secateur.recipes.language import nemotron_elastic as module
 from secateur.recover.training import loop
@@ -268,6 +268,48 @@ def test_what_can_not_be_is_refused_before_anything_is_trained(tmp_path, monkeyp
     with pytest.raises(error, match=message):
         results(tmp_path, *budgets, **{"steps": 2, **options})
     assert not (tmp_path / "elastic").exists()
+
+
+def test_a_warm_up_of_more_steps_than_the_second_stage_has_keeps_its_share(tmp_path):
+    """The second stage was refused when the first one had been trained."""
+    (found,) = results(tmp_path, "params=60%", steps=8, long_steps=2, warmup=4, lr=1e-3)
+    assert found.recovery is not None
+    assert found.recovery.steps == 10
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        ("gpt2", {"length": 32}, InputError, "long_length=192 is beyond the model's 160 positions: give at most long_"),
+        ("llama", {"long_length": 4096}, DataError, "less than one batch"),
+    ],
+)
+def test_a_second_stage_that_can_not_be_is_refused_before_the_first(
+    tmp_path, monkeypatch, model, options, error, message
+):
+    monkeypatch.setattr(module.distillation, "train_student", lambda *_, **__: pytest.fail("trained"))
+    start = open_subject(tiny.model(model), tokenizer=tiny.tokenizer())
+    with pytest.raises(error, match=message):
+        results(tmp_path, "params=80%", model=start, steps=2, long_steps=1, **options)
+
+
+def test_a_masked_model_is_taught_and_judged_on_hidden_tokens(tmp_path, monkeypatch):
+    start, given = open_subject(tiny.model("masked"), tokenizer=tiny.tokenizer()), []
+    objective = module.objectives.distil
+
+    def watched(*models, **how):
+        loss = objective(*models, **how)
+        return lambda batch, totals: given.append(batch) or loss(batch, totals)
+
+    monkeypatch.setattr(module.objectives, "distil", watched)
+    judge = module.distillation.held_out
+    monkeypatch.setattr(
+        module.distillation, "held_out", lambda *models, **how: given.extend(models[2]) or judge(*models, **how)
+    )
+    (found,) = results(tmp_path, "params=80%", model=start, steps=2, lr=1e-3, task=0.5, training="validation=0.1")
+    assert found.recovery is not None
+    assert len(given) > 2
+    assert all((batch["input_ids"] == start.tokenizer.mask_token_id).any() and "labels" in batch for batch in given)
 
 
 def test_a_layer_norm_keeps_its_channels_and_says_so(tmp_path):

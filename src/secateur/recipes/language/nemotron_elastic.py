@@ -20,7 +20,6 @@ from torch import Tensor
 from secateur._utils import distributed
 from secateur._utils.batches import Batch
 from secateur._utils.rundir import Run
-from secateur.data import texts
 from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, InputError, UnsupportedError
 from secateur.methods import calibration, distillation, elastic
@@ -30,7 +29,7 @@ from secateur.recover.training import objectives, records
 from secateur.recover.training.compose import Parts
 from secateur.score import random
 from secateur.subjects import Transformer
-from secateur.subjects.transformer.subject import Output
+from secateur.subjects.transformer.subject import Output, positions
 from secateur.vocabulary import Budget, Recovery, Result, Training, Units, parse_list
 
 CARD = {
@@ -117,7 +116,8 @@ def nemotron_elastic(
     5. Soft masks sum_i pi_i I_i, or hard ones, the likeliest with the gradient of its pi.
     6. Loss: KL(teacher || student) + lambda |C(pi) / (b C_full) - 1|, C the expected cost; no second term within 5 % of
        a budget, and 10 MSE(pi, whole) beside it at b = 1.
-    7. Two stages: sizes drawn evenly; then longer sequences, and the whole model drawn more often.
+    7. Two stages: the whole model drawn a third of the time, and the rest evenly; then longer sequences, and the whole
+       model drawn more often.
     8. Extraction: no noise, the likeliest choice of each axis, tensors sliced. No training.
 
     Args:
@@ -165,8 +165,9 @@ def nemotron_elastic(
     timed, served = elastic.Timed(batch, length), elastic.read_profile(profile)
     if any("served_memory" in budget for budget in budgets):
         subject.profile = served
-    measure, shares = check(subject, budgets, losses, training, timed)
+    measure, shares = check(subject, data, budgets, losses, training, timed)
     weigh_whole(shares, curriculum)  # refuses
+    find_length(subject, length, curriculum)  # refuses
     layer_count = len(subject.layers())
     train, held = data.split(seed=seed)
     feed = calibration.make_feed(subject, train, length=length, seed=seed)
@@ -206,7 +207,12 @@ def nemotron_elastic(
 
 
 def check(
-    subject: Transformer, budgets: Sequence[Budget], losses: Teaching, training: Training, timed: elastic.Timed
+    subject: Transformer,
+    data: Corpus,
+    budgets: Sequence[Budget],
+    losses: Teaching,
+    training: Training,
+    timed: elastic.Timed,
 ) -> tuple[str, list[float]]:
     """(the measure of all budgets, the shares of the whole cost that sizes are trained for, falling from the whole).
 
@@ -237,7 +243,7 @@ def check(
             f"budget {budgets[shares.index(max(shares))].brief()} is the whole model, which is trained beside the "
             "sizes and stands in the run's folder elastic: give smaller ones"
         )
-    distillation.check_task(subject, losses.task)
+    distillation.check_task(subject, losses.task, data)
     if losses.teacher == "learning" and not (losses.task and subject.causal):
         raise InputError("teacher=learning learns by cross-entropy of the next token: set task=1, or teacher=frozen")
     return measures[0], [1.0, *sorted(set(shares), reverse=True)]
@@ -282,17 +288,23 @@ def train_sizes(
     first, second = training.whole("steps"), curriculum.long_steps
     stages = [(first, length, weigh_evenly(len(model.shares), curriculum.whole_share))]
     if second:
-        stages.append((second, curriculum.long_length or 6 * length, weigh_whole(model.shares, curriculum)))
+        stages.append((second, find_length(subject, length, curriculum), weigh_whole(model.shares, curriculum)))
     size, made, before = training.whole("batch"), list[Recovery](), 0
-    make = partial(texts.batches, tokenizer=subject.tokenizer, packed=subject.joins_texts)
+    make = partial(distillation.make_batches, subject)
     judged = make(held, batch=min(16, size), length=length, seed=seed).take(16)
     objective = make_objective(model, subject, routing, losses)
+    # Of all stages before the first is trained: texts may be too few for long sequences.
+    feeds = {
+        number: make(train, batch=size, length=tokens, seed=seed + number)
+        for number, (steps, tokens, _) in enumerate(stages, 1)
+        if steps
+    }
     for number, (steps, tokens, weights) in enumerate(stages, 1):
         if not steps:
             continue
         draws = routers.Draws(
-            make(train, batch=size, length=tokens, seed=seed + number), model.router, weights, steps=first + second,
-            before=before, accumulate=training.accumulate or 1, seed=seed,
+            feeds[number], model.router, weights, steps=first + second, before=before,
+            accumulate=training.accumulate or 1, seed=seed,
         )  # fmt: skip
         with model.masks.on(model.subject.model):
             made.append(
@@ -301,7 +313,7 @@ def train_sizes(
                     subject,
                     draws,
                     objective,
-                    replace(training, steps=steps),
+                    distillation.shorten(training, steps),
                     length=tokens,
                     seed=seed,
                     checkpoint=run.folder(f"train-{number}"),
@@ -312,6 +324,16 @@ def train_sizes(
             )
         before += steps
     return made
+
+
+def find_length(subject: Transformer, length: int, curriculum: Curriculum) -> int:
+    """Tokens per sequence of the second stage. Raises `InputError` where it comes and the model has fewer positions."""
+    wanted, most = curriculum.long_length or 6 * length, positions(subject.model)
+    if curriculum.long_steps and most is not None and wanted > most:
+        raise InputError(
+            f"long_length={wanted} is beyond the model's {most} positions: give at most long_length={most}"
+        )
+    return wanted
 
 
 def weigh_evenly(sizes: int, whole: float) -> list[float]:
