@@ -177,3 +177,12 @@ def test_with_all_weights_it_is_gptq_and_better_than_rounding(tmp_path):
     assert any("rounded to 4 levels, held as floats, for each 16 columns" in note for note in result.cut.notes)
     with pytest.raises(InputError, match="group=16 is of levels, and nothing is rounded"):
         run("sparsegpt", tmp_path / "none", "weights=100%", group=16)
+
+
+def test_rounding_alone_keeps_the_zeros_of_a_model_that_was_pruned_before(tmp_path):
+    """Corrections made hundreds of them weights again, so that nothing was left of a 2:4 pattern."""
+    start = run("magnitude", tmp_path, "pattern=2:4")
+    result = run("sparsegpt", tmp_path, "weights=100%", subject=start.subject, bits=4)
+    before = stays(start)
+    assert all(not (mask & ~before[name]).any() for name, mask in stays(result).items())
+    assert result.cut.after["weights"] > 0.95 * result.cut.before["weights"]
