@@ -186,3 +186,11 @@ def test_rounding_alone_keeps_the_zeros_of_a_model_that_was_pruned_before(tmp_pa
     before = stays(start)
     assert all(not (mask & ~before[name]).any() for name, mask in stays(result).items())
     assert result.cut.after["weights"] > 0.95 * result.cut.before["weights"]
+
+
+@pytest.mark.parametrize(("name", "options"), [("sparsegpt", {}), ("owl", {"method": "sparsegpt"})])
+def test_dampening_reaches_the_solver(name, options, tmp_path, monkeypatch):
+    asked, real = set(), obs.prune_all
+    monkeypatch.setattr(obs, "prune_all", lambda *given, **how: asked.add(how["damp"]) or real(*given, **how))
+    run(name, tmp_path, damp=0.3, **options)
+    assert asked == {0.3}
