@@ -106,6 +106,21 @@ def test_a_run_whose_pattern_does_not_hold_has_missed(places, tmp_path):
     assert any(f"does not hold in {name}: " in note for note in row.cut.notes)
 
 
+def test_what_is_protected_is_held_to_no_pattern_and_named(places, tmp_path):
+    """Such a run always ended as missed, though each other matrix had its pattern."""
+    (tmp_path / "protect.json").write_text(json.dumps(["model.layers.0.self_attn.q_proj"]))
+    how = {"protect": str(tmp_path / "protect.json"), "batch": 2, "length": 8}
+    (row,) = executor.run("magnitude", places / "llama", places / "texts.txt", "pattern=2:4", tmp_path / "out", **how)
+    assert row.verdict == "met"
+    assert "left dense by pattern=2:4: model.layers.0.self_attn.q_proj.weight" in row.cut.notes
+    good, head = torch.tensor([[1.0, 0.0, 2.0, 0.0]]), torch.ones(1, 4)
+    kept, ours = {"good": good, "kept": head}, Pattern(2, 4)
+    assert _off_pattern(kept, ours, every=True, stays=["kept"])[0].value == 0
+    assert _off_pattern({**kept, "other": head}, ours, every=True, stays=["kept"])[0].value == 1
+    each = {"good": Pattern(1, 4), "kept": ours}
+    assert _off_pattern(kept, Pattern(1, 4), every=True, each=each, stays=["kept"])[0].value == 1  # good breaks 1:4
+
+
 def test_dense_matrices_are_spared_only_where_nothing_fits_or_the_recipe_may_choose():
     good = torch.tensor([[1.0, 0.0, 2.0, 0.0]]).repeat(2, 2)
     odd, head = torch.ones(2, 6), torch.ones(2, 8)

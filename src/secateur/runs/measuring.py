@@ -173,6 +173,7 @@ class Reference:
                 every=not self.backend.dense_allowed,
                 masked=getattr(result.subject, "masks", {}),
                 each=result.patterns,
+                stays=self.backend.find_protected(result.subject, settings),
             )
             notes += more
         notes += _zeros_notes(before, after, measured)
@@ -322,13 +323,15 @@ def _off_pattern(
     every: bool,
     masked: Collection[str] = (),
     each: Mapping[str, Pattern] | None = None,
+    stays: Collection[str] = (),
 ) -> tuple[Figure, list[str]]:
     """How many runs of weights of the result break the pattern, and the first matrix that does.
 
     A matrix may be left dense where its inputs are no multiple of m, and, where `every` is False, if the recipe chose
     to (first convolutions, small heads); which ones is said. Where a result names those that are `masked`, all others
     were left dense, whatever zeros rounding has put there. A result that gave `each` matrix a pattern of its own is
-    held to these, as long as their mean is no more than what was asked for.
+    held to these, as long as their mean is no more than what was asked for. What `stays`, because it was protected, may
+    be anything.
     """
     off, short, kept, whole = dict[str, int](), list[str](), 0, 0
     for name, matrix in matrices.items():  # once each: they may be read from the disk
@@ -337,10 +340,10 @@ def _off_pattern(
         kept, whole = kept + own.n * matrix.numel(), whole + own.m * matrix.numel()
         short += [name] if matrix.shape[1] % pattern.m else []
     if each and (kept * pattern.m > pattern.n * whole or any(own.m != pattern.m for own in each.values())):
-        return _off_pattern(matrices, pattern, every, masked)
+        return _off_pattern(matrices, pattern, every, masked, stays=stays)
 
     def spare(name: str) -> bool:
-        if masked and name not in masked:
+        if name in stays or (masked and name not in masked):
             return True
         may_be_dense = not every or bool(matrices[name].shape[1] % pattern.m)
         return may_be_dense and int(torch.count_nonzero(matrices[name])) == matrices[name].numel()

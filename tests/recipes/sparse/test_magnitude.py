@@ -69,6 +69,21 @@ def test_global_scope_has_one_threshold(name, tmp_path):
         assert max(gone) <= min(kept)
 
 
+@pytest.mark.parametrize("name", ["magnitude", "wanda"])
+def test_each_scope_compares_what_it_names(name, tmp_path):
+    def counts(scope):
+        """Of the first matrix: weights that stay in each row, and in all."""
+        mask = next(iter(stays(run(name, tmp_path, scope=scope)).values()))
+        return set(mask.sum(1).tolist()), int(mask.sum()), mask.numel()
+
+    rows, _, _ = counts("row")
+    assert len(rows) == 1
+    for scope in ("block", "matrix"):
+        rows, kept, whole = counts(scope)
+        assert len(rows) > 1
+        assert kept == whole // 2
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_bad_budgets_are_refused(name, tmp_path):
     for bad in ("params=50%", "weights=100%", "pattern=4:4", "weights=50%,pattern=2:4"):

@@ -55,6 +55,14 @@ def test_owl_chooses_n_for_each_block(tmp_path):
     assert sum(kept) <= 4 * len(kept)
 
 
+def test_a_patterns_n_differs_by_as_many_weights_as_spread_says_of_m(tmp_path):
+    """By the paper's 2 of 8, unless another share of m is given."""
+    for options, reach in (({}, 2), ({"spread": 0.5}, 4)):
+        told = run("owl", tmp_path, "pattern=4:8", times=2.0, **options).notes[0]
+        counts = [int(n) for n in told.rpartition("of 8: ")[2].split(", ")]
+        assert abs(max(counts) - min(counts) - reach) <= 1, counts
+
+
 @pytest.mark.parametrize("budget", ["pattern=4:8", "pattern=2:4", "pattern=3:7"])
 @pytest.mark.parametrize("stream", [False, True], ids=["memory", "streamed"])
 def test_a_run_holds_each_block_to_the_n_that_it_got(budget, stream, tmp_path):

@@ -177,3 +177,20 @@ def test_with_all_weights_it_is_gptq_and_better_than_rounding(tmp_path):
     assert any("rounded to 4 levels, held as floats, for each 16 columns" in note for note in result.cut.notes)
     with pytest.raises(InputError, match="group=16 is of levels, and nothing is rounded"):
         run("sparsegpt", tmp_path / "none", "weights=100%", group=16)
+
+
+def test_rounding_alone_keeps_the_zeros_of_a_model_that_was_pruned_before(tmp_path):
+    """Corrections made hundreds of them weights again, so that nothing was left of a 2:4 pattern."""
+    start = run("magnitude", tmp_path, "pattern=2:4")
+    result = run("sparsegpt", tmp_path, "weights=100%", subject=start.subject, bits=4)
+    before = stays(start)
+    assert all(not (mask & ~before[name]).any() for name, mask in stays(result).items())
+    assert result.cut.after["weights"] > 0.95 * result.cut.before["weights"]
+
+
+@pytest.mark.parametrize(("name", "options"), [("sparsegpt", {}), ("owl", {"method": "sparsegpt"})])
+def test_dampening_reaches_the_solver(name, options, tmp_path, monkeypatch):
+    asked, real = set(), obs.prune_all
+    monkeypatch.setattr(obs, "prune_all", lambda *given, **how: asked.add(how["damp"]) or real(*given, **how))
+    run(name, tmp_path, damp=0.3, **options)
+    assert asked == {0.3}

@@ -111,7 +111,7 @@ def d_pruner(
         samples: sequences of domain text; N is how many there are.
         train_length: tokens per sequence, of either text.
         packed: texts run on, cut into sequences of equal length; otherwise one text is one sequence, cut at
-            `train_length`.
+            `train_length`, and chats are learned as a whole, whatever completion_only says.
         epochs: passes over the domain's sequences.
         lr: peak learning rate of the descent; 0 scores at the original weights.
         warmup: share of steps in warm-up; then linearly down to 0.

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Annotated
 
 from annotated_types import Ge, MultipleOf
+from torch import Tensor
 
 from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
@@ -83,7 +84,8 @@ def sparsegpt(
         bits: if not 0, what stays is rounded to 2^bits levels per row on the way (joint quantisation, section 3.5). The
             result holds them as floats; the export "packed" stores them in so many bits, equal to the bit.
         group: columns of a row that share their levels, such as 128; 0 for the whole row. With weights=100% nothing is
-            cut, and what is left of the method is GPTQ (arXiv 2210.17323) with groups of this size.
+            cut, and what is left of the method is GPTQ (arXiv 2210.17323) with groups of this size; weights that are
+            zero already stay so.
         floor: experts with fewer tokens are pruned by the Hessian of all experts of their layer.
         protect: a protect.json: modules that stay as they are, which a budget of weights counts (the others lose more),
             and, with `bits`, modules with a number of bits of their own.
@@ -118,6 +120,8 @@ def sparsegpt(
         by_row = pattern is not None or scope == "row"
         choose = weights.chooser(share, pattern, "row" if by_row else "matrix")
         every = pattern.m if pattern else columns if scope == "block" else 0
+        if str(budget) == "weights=100%":
+            choose, every = choose_nonzero, 0
         student, folder = subject.copy(), run.folder(f"blocks-{budget}")
         for block in blocks.visit(student, windows, folder, sequential=sequential):
             lost = 0.0
@@ -141,3 +145,8 @@ def sparsegpt(
             of_cut.append(f"rounded to {2**bits} levels, held as floats, {kept}")
         yield blockwise.make_result(subject, student, budget, of_cut, [blockwise.describe_losses(run, budget, subject)])
         del student  # or it would be held beside the next one
+
+
+def choose_nonzero(scores: Tensor) -> Tensor:
+    """Which weights [d_out, d_in] are not zero, by the scores of all of them before any correction."""
+    return scores > 0

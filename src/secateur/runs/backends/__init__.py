@@ -14,7 +14,7 @@ import inspect
 import types
 import typing
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
@@ -195,6 +195,10 @@ class Backend(Protocol[S, D, B]):
     def find_unmeasured(self, subject: S) -> Mapping[str, str]:
         """Measure -> why `sizes` can't tell it of this subject, of those that it tells of others of its kind."""
         return {}
+
+    def find_protected(self, subject: S, options: Mapping[str, object]) -> Collection[str]:
+        """The matrices that a recipe's options leave as they are, so that no pattern is asked of them."""
+        return ()
 
     def costs(self, subject: S, environment: Environment) -> Mapping[str, float]:
         """What the subject itself says that it costs in the environment, of measures that depend on it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from secateur.measure import generation, latency, loyalty, quality, size, sparsi
 from secateur.measure.statistics import Values
 from secateur.methods import indices, timing
 from secateur.methods.predictions import tells_labels, tells_masked, tells_numbers
+from secateur.methods.protection import read_protection
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
 from secateur.runs import keywords, memory_plan, memory_steps, sources
@@ -120,6 +121,11 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
             f"where what it gives may be of no use: take at most {name}={most}"
             for name, value in _longer(options, most)
         ]
+
+    def find_protected(self, subject: T, options: Mapping[str, object]) -> Collection[str]:
+        """The matrices that the protect.json of a recipe leaves as they are."""
+        file = str(options.get("protect") or "")
+        return read_protection(file, subject).stays if Path(file).is_file() else ()
 
     def make_example(self, subject: T, environment: latency.Environment) -> dict[str, Tensor]:
         """A batch of the size that is timed."""
