@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 
 import numpy as np
@@ -18,14 +19,16 @@ from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.recipes import find
 from secateur.runs import executor
 from secateur.subjects.delta.delta import Delta, open_delta
+from secateur.subjects.delta.tensors import InMemory
 from secateur.vocabulary import Budget
 from strangers import run_without_secateur
 
 
-def run(tmp_path, budget="update=92%", **options):
+def run(tmp_path, budget="update=92%", subject=None, **options):
     """The result on the toy in memory."""
     with Run.open(tmp_path / f"{budget}-{len(options)}", {}) as opened:
-        (result,) = find("ignore_top_k")(updates_toy.delta(), None, [Budget.parse(budget)], opened, **options)
+        update = subject or updates_toy.delta()
+        (result,) = find("ignore_top_k")(update, None, [Budget.parse(budget)], opened, **options)
     return result
 
 
@@ -86,6 +89,32 @@ def test_the_command_writes_an_ordinary_checkpoint_and_says_what_it_keeps(pair, 
     assert row.verdict == "met"
     assert row.before["perplexity"].value != row.after["perplexity"].value
     assert row.after["update"].value == row.predicted["update"]
+
+
+def sparse(every, *, single=""):
+    """An update of which every so-manieth entry differs from before, and of the tensor `single` the first alone."""
+    before, _ = updates_toy.states()
+    draw, after = torch.Generator().manual_seed(0), {}
+    for name, tensor in before.items():
+        places = torch.arange(tensor.numel()).view(tensor.shape)
+        moved = places % (len(places.flatten()) if name == single else every) == 0
+        after[name] = torch.where(moved, tensor + torch.randn(tensor.shape, generator=draw), tensor)
+    return Delta(InMemory(before), InMemory(after))
+
+
+def test_of_an_update_of_few_entries_it_is_told_how_much_of_them_stays(tmp_path):
+    """As number types of two bytes leave it, which round most steps of a training away."""
+    result = run(tmp_path, subject=sparse(5, single="model.norm.weight"))
+    assert result.notes[1].startswith("training changed 20% of the entries, and shares are of all of them: of those")
+    assert re.search(r"that it changed (60|59\.\d|60\.\d)% stay, in 1 of \d+ tensors none$", result.notes[1])
+    assert len(run(tmp_path, "update=90%").notes) == 1
+    for every, how, words in (
+        (20, {}, r"^update=92% leaves nothing of what training changed, .*% of the entries; .* such as update=99\.9%$"),
+        (20, {"action": "keep"}, r"^update=92% leaves all of what training changed, .*: give a smaller share$"),
+        (2, {"order": "smallest"}, r"^update=92% leaves all of what training changed, 50% of"),
+    ):
+        with pytest.raises(InfeasibleError, match=words):
+            run(tmp_path, subject=sparse(every), **how)
 
 
 def _selection(before, after):

@@ -20,7 +20,7 @@ import toys
 from recover.training.test_lora import needs_peft
 from secateur._utils.rundir import Run
 from secateur.data import texts
-from secateur.errors import BudgetError, InfeasibleError, InputError, MissingExtraError, UnsupportedError
+from secateur.errors import BudgetError, DataError, InfeasibleError, InputError, MissingExtraError, UnsupportedError
 from secateur.recipes.language import pat
 from secateur.recover.sparsity.hybrid import Hybrid
 from secateur.recover.training import loop, lora
@@ -356,6 +356,14 @@ def test_answers_of_chats_are_learned_and_judged_with_the_mask_that_is_cut_by(tm
     (whole,) = results(tmp_path / "b", "params=85%", model=start, data=data)
     assert found.recovery.tokens < whole.recovery.tokens
     assert any("completion_only learns the answers alone" in note for note in whole.notes)
+
+
+def test_texts_too_few_to_hold_a_row_out_are_learned_where_no_evaluation_is_asked_for(tmp_path):
+    few, how = texts.read(tiny.chains(12)), {"length": 64, "train_batch": 1, "steps": 1, "order": "tune-first"}
+    (found,) = results(tmp_path / "a", "params=80%", data=few, **how)
+    assert found.recovery.steps == 1
+    with pytest.raises(DataError, match=r"the held-out part of .* tokens, less than one batch: 64 are needed"):
+        results(tmp_path / "b", "params=80%", data=few, patience=2, **how)
 
 
 def test_a_dry_run_cuts_the_least_channels_and_trains_nothing(tmp_path, monkeypatch):

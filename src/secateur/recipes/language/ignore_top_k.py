@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 
 from secateur._utils.rundir import Run
@@ -24,6 +24,9 @@ CARD = {
     "extra": "",
     "family": "language",
 }
+
+_DENSE = 0.9
+"""Share of the entries that training changed, above which the budget's share is about that of the changes, too."""
 
 
 def ignore_top_k(
@@ -60,8 +63,9 @@ def ignore_top_k(
     priming --when step`). Tensors that training left alone have no entries. To drop is exact as the paper has it:
     floor(k n) of each tensor, so that up to one entry a tensor stays more than the budget says.
     """
-    for budget in budgets:
-        share = _read_share(budget, subject)
+    shares = {budget: _read_share(budget, subject) for budget in budgets}
+    length, changed = updates.measure_changes(subject)
+    for budget, share in shares.items():
         rule = Rule(share if action == "keep" else 1 - share, action, order, scope, sign, seed)
         try:
             selection = updates.select(subject, rule)
@@ -69,9 +73,11 @@ def ignore_top_k(
             raise InputError(str(error)) from error
         _check_reach(budget, subject, rule, selection.spent["update"])
         small, cut = subject.cut(selection)
-        whole, left = subject.norm(), small.norm()
-        note = f"the update's length falls from {whole:.4g} to {left:.4g}, {100 * left / whole:.3g}% of it"
-        yield Result(str(budget), small, cut, dict(selection.spent), notes=(note, *subject.notes))
+        left, stays = updates.measure_changes(small)
+        _refuse_idle(budget, subject, changed, stays)
+        notes = [f"the update's length falls from {length:.4g} to {left:.4g}, {100 * left / length:.3g}% of it"]
+        notes += _describe_sparse(subject, changed, stays)
+        yield Result(str(budget), small, cut, dict(selection.spent), notes=(*notes, *subject.notes))
 
 
 def _read_share(budget: Budget, subject: Delta) -> Fraction:
@@ -102,3 +108,28 @@ def _check_reach(budget: Budget, subject: Delta, rule: Rule, kept: float) -> Non
         f"update={100 * least:.3g}% or more{other}",
         least,
     )
+
+
+def _refuse_idle(budget: Budget, subject: Delta, changed: Mapping[str, int], stays: Mapping[str, int]) -> None:
+    """Refuse what takes back all that a training changed, or nothing of it: few entries may have changed at all."""
+    whole, left, entries = sum(changed.values()), sum(stays.values()), sum(subject.sites.values())
+    if 0 < left < whole:
+        return
+    what, advice = ("nothing", "a larger share, such as update=99.9%") if not left else ("all", "a smaller share")
+    raise InfeasibleError(
+        f"{budget.brief()} leaves {what} of what training changed, {100 * whole / entries:.3g}% of the entries; all "
+        f"others are as before, and count: give {advice}"
+    )
+
+
+def _describe_sparse(subject: Delta, changed: Mapping[str, int], stays: Mapping[str, int]) -> list[str]:
+    """How much of the changes is left, where so few entries changed that it is another share than the budget's."""
+    whole, left, entries = sum(changed.values()), sum(stays.values()), sum(subject.sites.values())
+    if whole > _DENSE * entries:
+        return []
+    bare = sum(count > 0 and not stays[name] for name, count in changed.items())
+    text = (
+        f"training changed {100 * whole / entries:.3g}% of the entries, and shares are of all of them: of those that "
+        f"it changed {100 * left / whole:.3g}% stay"
+    )
+    return [f"{text}, in {bare} of {len(changed)} tensors none" if bare else text]

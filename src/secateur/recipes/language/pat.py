@@ -216,7 +216,7 @@ def pat(
         if steps and not dry_run:
             recovery = tune(
                 student, hybrid, stream, training, tuned, weights, run, budget,
-                held=make(held, batch=1, seed=seed), length=length, seed=seed,
+                held=make(held, batch=1, seed=seed) if training.validates else None, length=length, seed=seed,
             )  # fmt: skip
         if hybrid is not None:
             hybrid.fold(student.model)
@@ -246,13 +246,14 @@ def tune(
     run: Run,
     budget: Budget,
     *,
-    held: texts.Batches,
+    held: texts.Batches | None,
     length: int,
     seed: int,
 ) -> Recovery:
     """Train adapters of `student`, in place, and the operators and mask of `hybrid` with them; the adapters are merged.
 
     The losses of the hybrid are no sums over tokens: each micro-batch of a step has its share of them.
+    held: what an evaluation is of; needed where `training` asks for one.
     """
     task = objectives.distil(student.forward, None, output="logits", task=1.0, fused=True)
     steps, share = training.whole("steps"), 1.0 / ((training.accumulate or 1) * distributed.count())
@@ -273,7 +274,7 @@ def tune(
             loss = loss + share * term
         return loss, {**parts, **{name: share * term.detach() for name, term in terms.items()}}
 
-    judged = held.take(64) if training.validates else []
+    judged = held.take(64) if held is not None and training.validates else []
 
     def judge() -> float:
         if hybrid is not None:

@@ -97,7 +97,7 @@ def slicegpt(
     Departures: a budget says how much goes, where the paper gives a share of the channels. States enter C as they
     stand in the residual stream, as in the released code, where the paper's text speaks of the output of norms. States
     of all windows are held in memory. The sliced final norm keeps dividing by the original width, as the released code
-    has it.
+    has it. The head reads a sliced point, too, which that code leaves whole unless it is asked otherwise.
     """
     refuse_patterns("slicegpt", budgets, "channels")
     distillation.check_recovery(subject, data, losses, training)

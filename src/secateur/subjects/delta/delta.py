@@ -18,6 +18,7 @@ from secateur._utils.checkpoints import read_json
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects.delta import naming
 from secateur.subjects.delta.merged import Merged
+from secateur.subjects.delta.resized import Resized, fit_vocabulary
 from secateur.subjects.delta.tensors import Checkpoint, Tensors, write
 from secateur.subjects.network.pretrained import copy_beside
 from secateur.subjects.transformer import files, low_rank
@@ -41,12 +42,12 @@ def open_delta(before: str | Path, after: str | Path) -> Delta:
     if trained.folder is not None and base.folder is not None and trained.folder.resolve() == base.folder.resolve():
         raise InputError(f"{before} and {after} are one folder: give the model before training, and the one after it")
     if base.outlines().keys() == trained.outlines().keys():
-        return Delta(base, trained)
+        return Delta(fit_vocabulary(base, trained), trained)
     try:
         named, apart = naming.match(base, trained)
     except (ModelError, UnsupportedError):  # a config of no class that is known: names are all there is
-        return Delta(base, trained)
-    return Delta(named, trained, apart)
+        return Delta(fit_vocabulary(base, trained), trained)
+    return Delta(fit_vocabulary(named, trained), trained, apart)
 
 
 class Delta:
@@ -91,7 +92,8 @@ class Delta:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader should know of how the two models were found to belong together."""
-        return self.after.notes if isinstance(self.after, Merged) else ()
+        added = (self.before.note,) if isinstance(self.before, Resized) else ()
+        return (*added, *(self.after.notes if isinstance(self.after, Merged) else ()))
 
     @property
     def is_whole(self) -> bool:
