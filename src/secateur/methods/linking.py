@@ -99,7 +99,7 @@ class NodeLinking(Linking):
     nearest: Annotated[int, Ge(1)] = 1
     """Nodes for each name."""
     fallback: Annotated[int, Ge(0)] = 5
-    """Nodes where the question names nothing that is known; 0 for none."""
+    """Nodes where the question names nothing that is known, the nearest to all of it by the embedder; 0 for none."""
     follow: Annotated[int, Ge(0)] = 4
     """Nodes that the best facts lead to, and that are looked at, too, where a word of the question stands in no fact of
     those that it names, at most; 0 for none. "Where was the founder of Cordia born?" asks for a fact two hops away."""
