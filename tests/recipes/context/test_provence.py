@@ -344,6 +344,17 @@ def test_what_is_seen_of_what_is_held_out_outlives_a_stop(tmp_path, monkeypatch)
     assert len(looks) == 1  # those before the stop were there
 
 
+def test_what_is_measured_after_a_training_that_kept_its_best_is_of_the_weights_that_were_kept(monkeypatch):
+    """It was that of the last step, whose weights had been dropped."""
+    losses, measure = iter([1.0, 0.5, 0.7, 0.9]), module.measure_quality
+    monkeypatch.setattr(module, "measure_quality", lambda *given: {**measure(*given), "mask_loss": next(losses)})
+    how = {"lr": 1e-3, "batch": 8, "longest": 32, "held_out": 0.2, "weight": 0.0, "evaluate_every": 1, "patience": 2}
+    recovery, notes = train(fresh(), lesson(60, 2), NoCheckpoints(), **how)
+    assert (recovery.steps, recovery.settings["kept_step"]) == (3, 1)
+    assert recovery.settings["held_out"]["after"] == recovery.settings["held_out"]["during"]["1"]
+    assert "mask loss 0.5 (before 1)" in notes[1]
+
+
 # ----------------------------------------------------------------------------------------------------------- bad inputs
 
 

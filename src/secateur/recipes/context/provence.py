@@ -341,7 +341,7 @@ def train(
     if kept_back:
         settings = dict(recovery.settings)
         during = {str(step): run.json(f"held-out-{step}", look) for step, _ in settings.pop("evaluations")}
-        after = run.json(f"held-out-{recovery.steps}", look)
+        after = run.json(f"held-out-{settings.get('kept_step', recovery.steps)}", look)  # of the weights that are kept
         recovery = replace(
             recovery, settings={**settings, "held_out": {"before": before, "during": during, "after": after}}
         )
