@@ -61,6 +61,11 @@ def test_files_that_hold_no_text_are_refused(tmp_path, content, what):
                 call("htmlrag", document, "a", "words=3")
 
 
+def test_titles_are_refused_where_none_is_read():
+    with pytest.raises(InputError, match="htmlrag reads no titles: leave them out"):
+        secateur.prune_context("htmlrag", ["<p>a", "<p>b"], "b", "words=1", titles=["A", None])
+
+
 def test_text_of_two_bytes_a_letter_is_text(tmp_path):
     (tmp_path / "wide.html").write_bytes("<p>old trees</p>".encode("utf-16"))
     assert "old trees" in secateur.prune_context("htmlrag", tmp_path / "wide.html", "trees", "words=3").text
@@ -138,6 +143,14 @@ def test_half_an_emoji_is_read_as_what_it_is_not(pruner):
     for document in (f"{ASKED} {half}", [ASKED, half]):
         found = secateur.prune_context("provence", [document], f"{ASKED} {half}", "tokens=100%", **given)
         assert found.text.split() == ["?", *ASKED.split(), "?"]
+
+
+def test_a_graph_that_was_changed_since_is_read_anew(graph):
+    """The first answer stood until the process ended."""
+    for drug in ("salbutamol", "prednisone"):
+        graph.write_text(f"subject,predicate,object\n{drug},treats,asthma\n")
+        found = secateur.prune_context("kg_rag", str(graph), "What treats asthma?", "words=9")
+        assert found.text == f"{drug} treats asthma"
 
 
 @pytest.mark.parametrize("recipe", ["kg_rag", "paths_over_graph"])

@@ -115,6 +115,18 @@ def test_lines_that_can_not_be_pruned_say_why_and_the_others_go_on(tmp_path):
         secateur.prune_file("htmlrag", tmp_path / "in.jsonl", tmp_path / "b.jsonl", "words=2", strict=True)
 
 
+def test_a_graph_that_can_not_be_opened_is_said_once_before_any_line(tmp_path, capsys):
+    """Each line had the error, in a file that was written to its end."""
+    (tmp_path / "in.jsonl").write_text('{"question": "What treats asthma?"}\n' * 3)
+    for out in (str(tmp_path / "out.jsonl"), "-"):
+        with pytest.raises(DataError, match=r"none\.csv is not there"):
+            secateur.prune_file("kg_rag", tmp_path / "in.jsonl", out, "words=9", graph=tmp_path / "none.csv")
+    with pytest.raises(DataError, match=r"none\.csv is not there"):
+        context_files.estimate_file("kg_rag", tmp_path / "in.jsonl", "words=9", graph=tmp_path / "none.csv")
+    assert capsys.readouterr().out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_half_an_emoji_ends_no_run(tmp_path, strict):
     half = "\ud83d"

@@ -50,6 +50,11 @@ def test_the_recipe_works_without_a_model_once_the_pruner_is_built(few_texts, tm
     card = (place / "README.md").read_text()
     assert f"{measured['recall']:.1%} of the sentences that answer stay" in card
     assert "Brown corpus" in card
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (place, *place.iterdir())}
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert modes.pop("pruner") == tmp_path.joinpath("cache").stat().st_mode & 0o777  # others may read it
+    assert set(modes.values()) == {plain.stat().st_mode & 0o777}
     model = rerankers.open_reranker(place)
     how = model.settings
     assert (how.threshold, how.of_best, how.rounding) == (measured["threshold"], measured["of_best"], "mean")

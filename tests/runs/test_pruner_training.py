@@ -99,6 +99,19 @@ def test_training_a_pruner_of_passages(tmp_path):
     assert told["notes"][1].startswith(f"{made.settings['held_out']['after']['pairs']} pairs held out: F1")
 
 
+def test_what_is_trained_anew_in_the_same_folder_takes_the_place_of_what_was_opened_there(tmp_path):
+    """The old pruner went on in the process that had opened it."""
+    keeper.fresh().save(tmp_path / "reranker")
+    rows = [{"question": row["question"], "passages": row["documents"], "kept": row["kept"]}
+            for row in keeper.lesson(8, 0)]  # fmt: skip
+    asked = ("provence", [PARTS], ASKED, "tokens=100%")
+    for threshold in (-1.0, 2.0):
+        how = {"batch": 8, "longest": 32, "held_out": 0.0, "threshold": threshold, "overwrite": True}
+        secateur.train_pruner("provence", tmp_path / "reranker", rows, tmp_path / "out", **how)
+        found = secateur.prune_context(*asked, model=str(tmp_path / "out"))
+        assert (found.text == "") == (threshold > 1)
+
+
 def test_training_from_a_file_of_labelled_sentences_tells_what_is_held_out(tmp_path):
     keeper.fresh().save(tmp_path / "reranker")
     rows = [{"question": row["question"], "sentences": row["documents"][0],

@@ -11,7 +11,8 @@ from fastapi.testclient import TestClient
 
 import secateur
 import tiny
-from secateur.errors import InputError
+from chat_server import Scripted
+from secateur.errors import DataError, InputError
 from secateur.runs import serving
 
 PAGE = "<p>Apple trees are pruned in winter.</p><p>Cherry trees are pruned in summer.</p>"
@@ -134,3 +135,20 @@ def test_a_recipe_or_option_that_is_none_is_refused_before_anything_is_served():
             serving.Service(*given)
     with pytest.raises(InputError, match="wide"):
         serving.Service("htmlrag", "words=6", wide=0.5)
+
+
+def test_a_graph_that_can_not_be_opened_is_refused_before_anything_is_served(tmp_path):
+    """Each request had the error in its place."""
+    (tmp_path / "bad.csv").write_text("subject,predicate,object\nsalbutamol,treats\n")
+    for name, words in (("none.csv", "is not there"), ("bad.csv", "line 2 has 2 columns")):
+        with pytest.raises(DataError, match=words):
+            serving.Service("kg_rag", "words=5", graph=str(tmp_path / name))
+
+
+def test_limits_of_the_run_are_of_all_requests_together(graph):
+    """Each request had them anew."""
+    model = Scripted('{"entities": ["asthma"]}')
+    service = serving.Service("kg_rag", "words=9", graph=str(graph), llm=model, run_calls=2)
+    told = [service.answer({"question": "What treats asthma?"})["told"] for _ in range(4)]
+    assert [one["llm_calls"] for one in told] == [1, 1, 0, 0]
+    assert ["as often as allowed" in " ".join(one["notes"]) for one in told] == [False, False, True, True]

@@ -40,6 +40,7 @@ __all__ = [
     "Server",
     "SpentWarning",
     "ask_text",
+    "forget_checkpoints",
     "open_local",
     "open_model",
     "opens_thinking",
@@ -341,6 +342,11 @@ def open_local(source: str | Local, device: str = "") -> Local:
     if not isinstance(source, str):
         raise InputError(f"a language model is a folder, a Hub id or chat.Local, not {type(source).__name__}")
     return _open_checkpoint(source, device or "cpu")
+
+
+def forget_checkpoints() -> None:
+    """Read checkpoints anew from now on: what lies in a folder is another one."""
+    _open_checkpoint.cache_clear()
 
 
 @functools.lru_cache(maxsize=2)

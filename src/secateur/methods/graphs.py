@@ -13,18 +13,18 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from secateur._utils import bars, http
 from secateur._utils.disk import cache_folder, guard, writing
 from secateur.clients.stores import Embedded, Endpoint, Store, one_line
 from secateur.data import networkx_facts, triples
-from secateur.errors import InputError, ServerError
+from secateur.errors import DataError, InputError, ServerError
 from secateur.retrieval.names import Names, phrases
 from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
 
-__all__ = ["find_names", "names_of", "open_graph"]
+__all__ = ["find_names", "names_of", "open_graph", "open_once"]
 
 _MANY = 2_000
 """Names whose vectors are kept on the disk."""
@@ -78,6 +78,28 @@ def open_graph(
     if path is None:
         return KnowledgeGraph(Endpoint(str(source)), language=language, most=most)
     return KnowledgeGraph(Embedded(path if stored else _load_once(path, columns)), language=language, most=most)
+
+
+def open_once(source: str | Path, *, columns: Sequence[str] = (), language: str = "en") -> KnowledgeGraph:
+    """The same for a path or an address, opened once in a process, and anew where its files were changed since."""
+    return _open_stamped(source, tuple(columns), language, _stamp(source))
+
+
+@functools.lru_cache(maxsize=4)
+def _open_stamped(
+    source: str | Path, columns: tuple[str, ...], language: str, stamps: tuple[tuple[str, int, int], ...]
+) -> KnowledgeGraph:
+    return open_graph(source, columns=columns, language=language)
+
+
+def _stamp(source: str | Path) -> tuple[tuple[str, int, int], ...]:
+    """Path, time and size of each file of a graph; nothing of an address, a store, or what is no graph."""
+    if http.is_address(source):
+        return ()
+    with suppress(DataError):
+        files = [(file, file.stat()) for file in triples.list_files(Path(source))]
+        return tuple((str(file.resolve()), about.st_mtime_ns, about.st_size) for file, about in files)
+    return ()
 
 
 @functools.lru_cache(maxsize=2)

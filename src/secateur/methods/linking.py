@@ -99,7 +99,7 @@ class NodeLinking(Linking):
     nearest: Annotated[int, Ge(1)] = 1
     """Nodes for each name."""
     fallback: Annotated[int, Ge(0)] = 5
-    """Nodes where the question names nothing that is known; 0 for none."""
+    """Nodes where the question names nothing that is known, the nearest to all of it by the embedder; 0 for none."""
     follow: Annotated[int, Ge(0)] = 4
     """Nodes that the best facts lead to, and that are looked at, too, where a word of the question stands in no fact of
     those that it names, at most; 0 for none. "Where was the founder of Cordia born?" asks for a fact two hops away."""
@@ -116,17 +116,20 @@ def link_topics(
 ) -> tuple[dict[str, list[str]], list[str]]:
     """Topic -> nodes, IRIs as they are; and notes on those without any, and on those that were spelt otherwise.
 
+    What may be an IRI or a name, DOID:2841, is the thing that is called so where there is one.
+
     Of several things of one name those come first that have most to do with the question. What nothing is called is
     looked for by its spelling, then by an encoder where there is one.
     """
-    called = [topic for topic in topics if not is_usable(topic)]
+    called = [topic for topic in topics if not _is_surely_iri(topic)]
     if not called:
         return {topic: [topic] for topic in topics}, []
     names, notes = graphs.find_names(graph, called, tuple(kinds), linking.lookup)
     nodes = {
-        topic: [topic] if is_usable(topic) else rank_homonyms(graph, question, names.find_named(topic), embed)[:nearest]
+        topic: rank_homonyms(graph, question, names.find_named(topic), embed)[:nearest] if topic in called else [topic]
         for topic in topics
     }
+    nodes |= {topic: [topic] for topic in called if not nodes[topic] and is_usable(topic)}
     lost = [topic for topic in topics if not nodes[topic]]
     for topic, (spelt, spelling) in zip(lost, _spelt(graph, names, lost, question, embed, linking), strict=True):
         nodes[topic] = spelt[:nearest]
@@ -136,6 +139,10 @@ def link_topics(
         nodes |= dict(zip(lost, _nearest(names, lost, embed, nearest, linking.least), strict=True))
     notes += [f"nothing in the graph is called {topic!r}" for topic in topics if not nodes[topic]]
     return nodes, notes
+
+
+def _is_surely_iri(topic: str) -> bool:
+    return is_usable(topic) and topic.lower().startswith(("http://", "https://", "urn:"))
 
 
 EXTRACTION = (

@@ -36,6 +36,7 @@ __all__ = [
     "Trace",
     "call_settings",
     "check_question",
+    "check_titled",
     "estimate",
     "estimate_context",
     "explain",
@@ -187,7 +188,7 @@ def prune_context(
         documents: HTML or text, its bytes, a path of a file, or several of these in their order. Files are plain text
             unless their names end in .html or .htm; for htmlrag, only where they end in .txt or .md. For provence each
             is a passage, and may be a list of sentences. For recipes on a graph: the graph, as `open_graph` takes it.
-        titles: of passages, one for each, or None where one has none.
+        titles: of passages, one for each, or None where one has none; other recipes read none and refuse them.
         question: the question, or several, each of which gives a result of its own.
         strict: raise what goes wrong with a question; otherwise it is warned of, and `told` has it as `error` beside
             the documents as they came, or of a graph nothing. A wrong recipe, budget or option is raised in any case.
@@ -206,6 +207,8 @@ def prune_context(
     several = isinstance(question, Iterable) and not isinstance(question, str)
     questions: list[Any] = list(question) if several else [question]
     job = Job.of(recipe, budget, options, documents)
+    if titles is not None:
+        check_titled(job)
     subject, meter, answers = None, job.servers.meter(), list[Pruned]()
     for each in questions:
         try:
@@ -353,6 +356,14 @@ def warn_spent(calls: int, tokens: int) -> None:
     """Warn that a limit of the whole run was reached."""
     spent = f"the language model was called {calls} times for {tokens} tokens, as much as the whole run may"
     warnings.warn(f"{spent} (run_calls, run_llm_tokens): the rest was done without it", chat.SpentWarning, stacklevel=3)
+
+
+def check_titled(job: Job) -> None:
+    """Raise `InputError` for a recipe that reads no titles: they would be left out without a word."""
+    if not job.reader.titled:
+        raise InputError(
+            f"{job.recipe} reads no titles: leave them out, or take a recipe on passages, such as provence"
+        )
 
 
 def check_question(question: object) -> str:

@@ -94,7 +94,7 @@ def prune_file(
         raise RunError(f"{out} is there already: give another name, or overwrite it (--overwrite)")
     lines, piped = read_lines(source, question), _is_pipe(source)
     count = None if piped else _count_lines(source, question)
-    job.check_trial()  # what is wrong with all lines alike is said once, before any
+    _check_all(job, graph)
     part, record = out.with_name(out.name + ".part"), out.with_name(out.name + ".part.json")
     spent = out.with_name(out.name + ".part.spent")
     digest = {} if piped else {"in_sha256": records.digest(source)}
@@ -130,11 +130,18 @@ def prune_file(
     return done, failed
 
 
+def _check_all(job: Job, graph: str | Path) -> None:
+    """Refuse what is wrong with all lines alike, once and before any: an option, a model, a graph."""
+    job.check_trial()
+    if not job.reader.brings_documents:
+        job.open(str(graph))
+
+
 def _prune_to_stdout(
     job: Job, source: Path, question: str, graph: str, trace: bool, strict: bool, processes: int | None
 ) -> tuple[int, int]:
     """`prune_file` with each line written as soon as it and those before it are done, and nothing kept to go on by."""
-    job.check_trial()
+    _check_all(job, graph)
     lines, todo = _skip_lines(source, read_lines(source, question), 0)
     done = failed = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -192,7 +199,7 @@ def estimate_file(
     count = len(first) + sum(1 for _ in lines)  # a pipe is read once
     if not count:
         raise _no_lines(source)
-    job.check_trial()
+    _check_all(job, graph)
 
     def prune(line: Line, meter: Meter) -> Pruned:
         return prune_row(job, str(graph), parse_line(line[1]), meter, Path(line[0]))

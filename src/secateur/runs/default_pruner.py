@@ -21,7 +21,7 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Ge, Gt, Lt
 
-from secateur._utils.disk import guard, read_object
+from secateur._utils.disk import guard, read_object, settle
 from secateur.data import packages
 from secateur.errors import RunError
 from secateur.methods import made_questions
@@ -130,6 +130,7 @@ def build_pruner(
         told = json.dumps({**measured, "options": options}, indent=1)
         (temporary / "calibration.json").write_text(told + "\n", encoding="utf-8")
         (temporary / "README.md").write_text(_write_card(measured, model, len(learnt)), encoding="utf-8")
+        settle(temporary)
         if place.exists():
             shutil.rmtree(place)
         os.rename(temporary, place)

@@ -100,6 +100,8 @@ def train_pruner(
             (folder / "training.json").write_text(text, encoding="utf-8")
 
         distributed.by_first(partial(run.publish, save))
+        rerankers.forget_checkpoints()  # what stood there before may be known here by the same name
+        chat.forget_checkpoints()
     return cast(Recovery, recovery)
 
 

@@ -14,7 +14,7 @@ from secateur._utils.together import Together
 from secateur.errors import InputError
 from secateur.retrieval import encoders
 from secateur.runs.backends import documents as reading
-from secateur.runs.context import Job, Trace, check_question, explain
+from secateur.runs.context import Job, Trace, check_question, check_titled, explain
 from secateur.subjects import Page, Passages
 from secateur.subjects.graph.knowledge_graph import Facts
 from secateur.subjects.text import markup
@@ -87,10 +87,8 @@ class Pruner:
                 f"{recipe} reads a {reader.noun} and no documents, which are all that is given here: take {others}, or "
                 f"a retriever of the {reader.noun} (GraphPruner, SecateurGraphRetriever)"
             )
-        if titled and not reader.titled:
-            raise InputError(
-                f"{recipe} reads no titles: leave them out, or take a recipe on passages, such as provence"
-            )
+        if titled:
+            check_titled(self._job)
         if ranked and "prior" not in self._job.options:
             raise InputError(f"{recipe} reads no scores of a retriever: leave prior out")
         if warm:

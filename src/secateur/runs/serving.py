@@ -46,14 +46,19 @@ class Counts:
 class Service:
     """A recipe with a budget, checked and warm, that answers from any thread.
 
-    Raises what `secateur.prune_context` raises for a recipe, budget or option that is none.
+    Limits of the whole run (run_calls, run_llm_tokens) are of all requests together.
+
+    Raises what `secateur.prune_context` raises for a recipe, budget, option or graph that is none.
     """
 
     def __init__(self, recipe: str, budget: str | Budget, graph: str = "", **options: object) -> None:
         job, self.graph = Job.of(recipe, budget, options, graph), graph
         job.check_graph(graph)
+        if graph:
+            job.open(graph)  # once for all requests: what is no graph is refused now
         self.job = replace(job, options=share_embedder(job.options))
         self.job.check_trial()
+        self.meter = job.servers.meter()
 
     def answer(self, row: Mapping[str, object]) -> dict[str, object]:
         """What stays of what a row holds: text, documents (each in its place), before and after, and what is told."""
@@ -62,7 +67,7 @@ class Service:
             raise InputError(f"budget {budget!r} is no text: give tokens=512")
         began = time.perf_counter()
         job = replace(self.job, budget=parse_budget(budget))
-        found = prune_row(job, self.graph, row, job.servers.meter())
+        found = prune_row(job, self.graph, row, self.meter)
         seconds = round(time.perf_counter() - began, 6)
         costs = {"before": dict(found.before), "after": dict(found.after)}
         return {"text": found.text, "documents": found.documents, **costs, "told": dict(found.told), "seconds": seconds}

@@ -420,6 +420,15 @@ def test_topics_are_what_the_question_is_about():
     assert "nothing in the graph was found for the question" in told["notes"]
 
 
+def test_a_topic_with_a_colon_is_what_is_called_so_before_it_is_an_iri():
+    """DOID:2841 was taken for an IRI, of which no table has facts."""
+    here = graph(("DB:1", "treats", "DOID:2841"))
+    for topic, nodes in (("DOID:2841", ["urn:x:DOID:2841"]), ("x:other", ["x:other"])):
+        _, trace, told = one(here, "What treats it?", embedder=bag, topics=[topic])
+        assert told["nodes"] == nodes
+        assert len(trace) == 1
+
+
 def test_of_topics_by_iri_no_names_of_the_graph_are_read():
     here = Nameless(medicine().store)
     result, trace, _ = one(here, QUESTION, embedder=bag, topics=["urn:x:asthma", "urn:x:flu"], floor=0)

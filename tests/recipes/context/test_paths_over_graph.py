@@ -259,6 +259,20 @@ def test_no_step_leaves_more_than_its_width(mode, wide, branch, width):
     assert "left -[cures]-> answer -[feeds]-> right" in result.subject.to_text()
 
 
+def test_a_larger_width_leaves_as_many_paths():
+    """Of more than ten the best three of each batch stayed, as of more than three."""
+    how = dict(topics=["left", "right"], mode="13", supplement=False, expand=False)
+    for width in (1, 3, 10, 50):
+        result, _, rows = told(graph(many()), "What does left cure that feeds right?", width=width, **how)
+        assert len(result.subject.lines) == min(width, len(rows))
+        assert result.subject.lines[0].text == "left -[cures]-> answer -[feeds]-> right"
+
+
+def test_where_no_path_leads_from_the_topics_it_is_said():
+    result, found, _ = told(graph(MEDICINE), QUESTION, topics=[f"{X}nowhere"])
+    assert (result.subject.to_text(), found["notes"]) == ("", ["no path leads from what the question names"])
+
+
 def test_what_stays_was_there():
     result, _, rows = told(graph(many()), "What does left cure that feeds right?", topics=["left", "right"])
     assert {line.text for line in result.subject.lines} <= {row["text"] for row in rows}

@@ -22,6 +22,7 @@ from secateur.clients.chat import Local
 from secateur.errors import DataError, InputError, NumericalError
 from secateur.recipes.context import provence as module
 from secateur.recipes.context.provence import provence
+from secateur.runs import keywords
 from secateur.subjects import open_passages
 from secateur.vocabulary import Budget, Selection
 
@@ -200,6 +201,27 @@ def test_why_nothing_is_left_is_told():
     assert result.cut.notes == ()
 
 
+def test_where_sentences_pass_and_the_title_or_top_k_takes_them_nothing_is_said_of_the_threshold():
+    """It said that no sentence passes 0.1, and that the best has 0.98."""
+    how = {"model": keeper.lexical(), "question": "tree garden"}
+    for passages, options in (
+        ([["garden leaf"]], {"always_select_title": True}),
+        ([["the tree", "one two"], ["garden leaf tree", "bud"]], {"always_select_title": True, "top_k": 1}),
+    ):
+        (result,) = run(passages, into=(into := Transient()), **how, **options)
+        assert left(result) == {}
+        (note,) = into.values[f"told-{result.name}"]["notes"]
+        assert "pass the threshold, and none stays" in note
+
+
+def test_no_block_is_longer_than_the_model_has_positions_for():
+    """There are 64; a block of 90 tokens ended in an IndexError."""
+    long = [sentence(*range(number, number + 40)) for number in (0, 5)]
+    results = [run([long], threshold=-1.0, longest=longest, into=(into := Transient())) and into.values["judged"]
+               for longest in (64, 200)]  # fmt: skip
+    assert results[0] == results[1]
+
+
 def test_a_reranker_of_nan_is_refused_before_it_is_taught():
     broken = fresh()
     with torch.no_grad():
@@ -322,6 +344,17 @@ def test_what_is_seen_of_what_is_held_out_outlives_a_stop(tmp_path, monkeypatch)
     assert len(looks) == 1  # those before the stop were there
 
 
+def test_what_is_measured_after_a_training_that_kept_its_best_is_of_the_weights_that_were_kept(monkeypatch):
+    """It was that of the last step, whose weights had been dropped."""
+    losses, measure = iter([1.0, 0.5, 0.7, 0.9]), module.measure_quality
+    monkeypatch.setattr(module, "measure_quality", lambda *given: {**measure(*given), "mask_loss": next(losses)})
+    how = {"lr": 1e-3, "batch": 8, "longest": 32, "held_out": 0.2, "weight": 0.0, "evaluate_every": 1, "patience": 2}
+    recovery, notes = train(fresh(), lesson(60, 2), NoCheckpoints(), **how)
+    assert (recovery.steps, recovery.settings["kept_step"]) == (3, 1)
+    assert recovery.settings["held_out"]["after"] == recovery.settings["held_out"]["during"]["1"]
+    assert "mask loss 0.5 (before 1)" in notes[1]
+
+
 # ----------------------------------------------------------------------------------------------------------- bad inputs
 
 
@@ -330,6 +363,9 @@ def test_what_can_not_be_is_refused():
         run(PASSAGES, model=fresh())
     with pytest.raises(InputError, match="params"):
         run(PASSAGES, "params=3000")
+    for wrong in ({"top_k": -1}, {"longest": -1}):  # a top_k of -1 left the last passage out
+        with pytest.raises(InputError, match=f"{next(iter(wrong))}=-1"):
+            keywords.call(provence, open_passages(PASSAGES), QUESTION, [Budget.parse("tokens=5")], Transient(), **wrong)
     for wrong in ({"weight": -1.0}, {"evaluate_every": -1}, {"held_out": 1.0}, {"lr": -1.0}):
         with pytest.raises(InputError, match=f"{next(iter(wrong))}="):
             train(fresh(), lesson(4, 0), Transient(), **wrong)

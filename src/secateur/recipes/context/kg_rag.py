@@ -105,7 +105,7 @@ def kg_rag(
 
     1. What the question names is found: by a language model that answers with a list, or else by the names of the graph
        that stand in it, and by parts of it whose embedding is near that of a name. Each leads to the `nearest` nodes;
-       where nothing is found, the `fallback` nodes nearest to the whole question stand in.
+       where nothing is found, the `fallback` nodes nearest to the whole question by the embedder stand in.
     2. Each node's facts, one hop around it, become a sentence each, "Compound ibuprofen treats Disease headache,
        according to DrugCentral".
     3. s, how like the question a sentence is, is (1 - terms) cosine + terms BM25 / its highest, of all facts of all
@@ -132,8 +132,8 @@ def kg_rag(
         volume: facts of all nodes together, at most.
         terms: share of BM25 in s, from 0 (the paper) to 1.
         paper: choose as the paper does: by the cosine of whole sentences alone, by its floor of 0.5 unless one is
-            given, and by the percentile without exception; `terms`, `few`, `fill`, `joins` and step 4 do not count. It
-            needs an embedder.
+            given, and by the percentile; `terms`, `few`, `fill`, `joins` and step 4 do not count. It needs an embedder.
+            As elsewhere a single fact, and those that are equally the most alike, stay; the paper would keep none.
         few: a node with at most so many facts is not cut by percentile.
         fill: facts that only their percentile takes come behind the others, the most alike first, as far as the budget
             has room; the floor and the volume hold as before.

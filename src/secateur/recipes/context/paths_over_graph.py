@@ -146,6 +146,8 @@ def paths_over_graph(
         if best and expand and not search.sufficient and judge.may_expand(search.question, steps):
             longer = add_neighbours(search, best)
             best = longer if search.sufficient else best  # what did not help is not read
+        if question.topics and not best:
+            notes.append("no path leads from what the question names")
         search.conclude(best, force)
         return search.record(best)
 
@@ -244,7 +246,7 @@ def most_similar(search: PathSearch, clusters: Sequence[Cluster], width: int) ->
 def choose_whole(search: PathSearch, paths: Sequence[Cluster], width: int) -> list[Cluster]:
     """The paths that the judge prefers as a whole."""
     kept = beams.narrow(
-        [path.blocks for path in paths], partial(search.choose, paths, True), width=width, top=min(3, width),
+        [path.blocks for path in paths], partial(search.choose, paths, True), width=width, top=width,
         batch=search.widths.batch, fits=partial(search.fits, paths, True),
     )  # fmt: skip
     return [paths[place] for place in kept]

@@ -58,10 +58,10 @@ def provence(
     rounding: Rounding = "",
     always_select_title: bool = False,
     reorder: bool = False,
-    top_k: int = 0,
+    top_k: Annotated[int, Ge(0)] = 0,
     reranker: Any = "",
     best_block: bool = False,
-    longest: int = 0,
+    longest: Annotated[int, Ge(0)] = 0,
     language: str = "",
     device: str = "",
     seed: int = 0,
@@ -97,7 +97,7 @@ def provence(
         reranker: whose scores sort passages, where the model only prunes (standalone), or the address of a
             text-embeddings-inference server that has one; the model's own if not given.
         best_block: a long passage scores as its best block, not as its first.
-        longest: tokens of a block; as many as the model reads, and at most 512, if 0.
+        longest: tokens of a block, no more than the model has positions for; if 0 as many as it reads, at most 512.
         language: whose rules split sentences, "de"; the model's own if not given. Lists of sentences stay, and so do
             passages that were opened with a `split`.
         device: where model and reranker are held if given by name, "cuda"; the processor if empty.
@@ -120,6 +120,7 @@ def provence(
     if chosen.terms and threshold is None:
         raised = chosen.terms * share_words(question, parts, language or chosen.language)
     keep, scores = keep_sentences(told, sizes, cutoff, how, of_best, raised)
+    above = keep
     if reranker:
         other = rerankers.open_ranker(reranker, device)
         known = tuple(dict.fromkeys([*known, *other.notes]))
@@ -147,7 +148,7 @@ def provence(
             selection = fit_to_limits(passing, scores[stays], limit, counts, units)
             kept[stays], smaller = selection.keep["sentences"], passing.cut(selection)[0]
         run.json(f"trace-{budget}", partial(trace, subject, counts, scores, kept))
-        notes = [*known, *explain_empty(scores, cutoff, stays, kept, budget)]
+        notes = [*known, *explain_empty(scores, cutoff, above, stays, kept, budget)]
         ranks = {"reranking_scores": [one["score"] for one in told], "ranks": bool(reranker or chosen.ranks)}
         run.json(f"told-{budget}", partial(dict, **ranks, compression=compression, notes=notes))
         gone = {"sentences": (int((~kept).sum()), len(kept))}
@@ -160,13 +161,18 @@ Counts = Mapping[str, Callable[[Sequence[str]], Sequence[int]]]
 
 
 def explain_empty(
-    scores: np.ndarray, threshold: float, stays: np.ndarray, kept: np.ndarray, budget: Budget
+    scores: np.ndarray, threshold: float, above: np.ndarray, stays: np.ndarray, kept: np.ndarray, budget: Budget
 ) -> list[str]:
     """Why nothing is left, where nothing is."""
     if kept.any() or not len(kept):
         return []
-    if not stays.any():
+    if not above.any():
         return [f"no sentence passes the threshold {threshold:g}: the best has {scores.max():.3g} in the mean"]
+    if not stays.any():
+        return [
+            f"{int(above.sum())} sentences pass the threshold, and none stays: each is a title alone "
+            "(always_select_title), or of a passage that top_k leaves out"
+        ]
     return [f"{int(stays.sum())} sentences pass the threshold, and none of them fits into {budget}"]
 
 
@@ -198,6 +204,10 @@ def judge_passages(
     model: Reranker | rerankers.RemoteRanker, question: str, passages: Sequence[Sequence[str]], longest: int, best: bool
 ) -> list[Row]:
     """Of each passage its score, and the tokens' probabilities and sentences."""
+    if longest and isinstance(model, Reranker):
+        from secateur.subjects.transformer.subject import positions  # which loads transformers
+
+        longest = min(longest, positions(model.model) or longest)
     found = model.judge([(question, sentences) for sentences in passages], longest=longest, best=best)
     return [{"score": each.score, "keep": each.keep.tolist(), "owner": each.owner.tolist()} for each in found]
 
@@ -331,7 +341,7 @@ def train(
     if kept_back:
         settings = dict(recovery.settings)
         during = {str(step): run.json(f"held-out-{step}", look) for step, _ in settings.pop("evaluations")}
-        after = run.json(f"held-out-{recovery.steps}", look)
+        after = run.json(f"held-out-{settings.get('kept_step', recovery.steps)}", look)  # of the weights that are kept
         recovery = replace(
             recovery, settings={**settings, "held_out": {"before": before, "during": during, "after": after}}
         )

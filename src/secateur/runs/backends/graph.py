@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from secateur.clients.stores import Embedded
 from secateur.errors import InputError
-from secateur.methods.graphs import open_graph
+from secateur.methods.graphs import open_graph, open_once
 from secateur.runs.backends.documents import Document, Reader, Titles
 from secateur.subjects import KnowledgeGraph
 
@@ -16,7 +15,7 @@ __all__ = ["Graphs"]
 
 
 class Graphs(Reader[KnowledgeGraph]):
-    """Whatever `open_graph` takes; a path or an address is opened once for all questions of a process."""
+    """Whatever `open_graph` takes; a path or an address is opened once for all questions."""
 
     family = "graphs"
     noun = "graph"
@@ -30,13 +29,8 @@ class Graphs(Reader[KnowledgeGraph]):
                 f"a recipe on a graph reads one, and these are {len(documents)}: give a file, folder or address"
             )
         (source,) = documents
-        return _open_once(source) if isinstance(source, str | Path) else open_graph(source)
+        return open_once(source) if isinstance(source, str | Path) else open_graph(source)
 
     def open_trial(self) -> KnowledgeGraph:
         """A graph without facts."""
         return open_graph(Embedded())
-
-
-@functools.lru_cache(maxsize=4)
-def _open_once(source: str | Path) -> KnowledgeGraph:
-    return open_graph(source)
