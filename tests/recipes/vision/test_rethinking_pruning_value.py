@@ -170,6 +170,19 @@ def test_widths_say_on_their_own_what_goes(dense, tmp_path):
     assert not result.cut.is_noop
 
 
+def test_the_cap_and_the_scale_of_norms_reach_the_arms(dense, tmp_path, monkeypatch):
+    seen = {}
+
+    def watch(*_, **how):
+        seen.update(how)
+        raise ConnectionAbortedError
+
+    monkeypatch.setattr("secateur.recipes.vision.rethinking_pruning_value.train_arms", watch)
+    with pytest.raises(ConnectionAbortedError):
+        results(tmp_path, dense, cap=2.0, norm=0.5)
+    assert (seen["cap"], seen["norm"]) == (2.0, 0.5)
+
+
 class Gain(nn.Module):
     """A scale of its own, as networks of one's own have them, which no rule of fresh weights knows."""
 
