@@ -6,10 +6,12 @@ import contextlib
 import copy
 import functools
 import importlib.util
+import operator
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -267,8 +269,8 @@ def test_a_recipe_prunes_and_trains_a_model_that_lies_on_two_devices(
     torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
 
 
-TRAINING = ("dp4tl", "gpusq_vit", "otov3")
-"""nd_loss trains below, where its passes over the data are watched, too."""
+TRAINING = ("dp4tl", "otov3")
+"""nd_loss and gpusq_vit train below, where their passes over the data are watched, too."""
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -579,29 +581,28 @@ def test_a_step_of_a_sparse_optimiser_copies_nothing(method: str, digits: tuple[
     assert (traffic.copies, traffic.synchronisations) == (0, 0), traffic.places()
 
 
-def test_passes_over_the_data_run_where_training_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Class means of a subject on the CPU are made on the card, where it is trained, and it is back afterwards."""
-    from secateur.recipes.vision import nd_loss
-
+@pytest.mark.parametrize(
+    ("name", "passes"), [("nd_loss", ("collect", "diagnose")), ("gpusq_vit", ("mixed.residuals",))]
+)
+def test_passes_over_the_data_run_where_training_would(
+    name: str, passes: Sequence[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a subject on the CPU they are made on the card, where it is trained, and it is back afterwards."""
+    recipe = importlib.import_module(f"secateur.recipes.vision.{name}")
     seen: list[str] = []
-    collect = nd_loss.collect
 
-    def watch(model: nn.Module, *given: Any) -> Any:
+    def watch(real: Callable[..., Any], network: Any, *given: Any) -> Any:
+        model = getattr(getattr(network, "subject", network), "model", network)
         seen.append(next(model.parameters()).device.type)
-        return collect(model, *given)
+        return real(network, *given)
 
-    monkeypatch.setattr(nd_loss, "collect", watch)
-    diagnose = nd_loss.diagnose
-
-    def watch_figures(student: Any, *given: Any) -> Any:
-        seen.append(next(student.subject.model.parameters()).device.type)
-        return diagnose(student, *given)
-
-    monkeypatch.setattr(nd_loss, "diagnose", watch_figures)
+    for one in passes:
+        real = operator.attrgetter(one)(recipe)
+        monkeypatch.setattr(f"{recipe.__name__}.{one}", partial(watch, real))
     with second_device.watch() as traffic:
-        result = run_toy("nd_loss", tmp_path, on_card=False, monkeypatch=monkeypatch)
+        result = run_toy(name, tmp_path, on_card=False, monkeypatch=monkeypatch)
     assert traffic.copies
-    assert seen == [second_device.NAME] * 2
+    assert seen == [second_device.NAME] * len(passes)
     assert {tensor.device.type for tensor in result.subject.model.parameters()} == {"cpu"}
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import small_vision as vision
 from recipes.vision import nets
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.methods import arms
 from secateur.methods import published_rules as rules
 from secateur.recover.sparsity import masks
-from secateur.subjects.network.traced import Traced
+from secateur.subjects.network.traced import Traced, open_traced
 from secateur.vocabulary import Budget
 
 DATA = nets.data()
@@ -101,6 +102,20 @@ def test_channels_that_a_sum_ties_stay_unless_asked_for(tied: Traced) -> None:
     pruned = rules.prune(tied, Budget.parse("channels=80%"), "l1")
     assert pruned.student.model[0].out_channels == 6
     assert pruned.student.model[1].a.out_channels < 6
+
+
+def test_a_first_layer_of_grey_images_writes_channels_as_that_of_others_does() -> None:
+    """By its shape alone it could be depth-wise."""
+    free = []
+    for channels in (1, 3):
+        network = vision.resnet((6, 8), blocks=1, classes=4, channels=channels)
+        free.append([site.name for site in rules.sites(open_traced(network, torch.rand(2, channels, 8, 8))).free()])
+    assert free[0] == free[1]
+    assert "0.channels" not in free[0]
+    separable = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.Conv2d(6, 6, 3, groups=6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 4)
+    )
+    assert [site.count for site in rules.sites(nets.opened(separable)).free()] == [6]
 
 
 @pytest.mark.parametrize("rule", ["thinet", "regression"])

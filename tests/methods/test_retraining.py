@@ -91,6 +91,20 @@ def test_the_candidate_that_learns_the_training_part_fastest_is_chosen(task):
     assert "the criterion's own choice has" in retraining.describe_choice(0, reached)
 
 
+def test_a_short_retraining_stacks_no_more_than_memory_holds(task, monkeypatch):
+    candidates, how = [small(seed) for seed in range(3)], Training(epochs=2, batch=32, lr=0.2)
+    stacks, real = [], retraining.retrain
+    monkeypatch.setattr(
+        retraining, "retrain", lambda models, *given, **more: stacks.append(len(models)) or real(models, *given, **more)
+    )
+    whole = retraining.compare_shortly(candidates, task, how)
+    monkeypatch.setattr(retraining, "count_fitting", lambda *_: 2)
+    assert retraining.compare_shortly(candidates, task, how) == pytest.approx(whole, abs=1e-4)
+    monkeypatch.setattr(retraining, "count_fitting", lambda *_: 0)
+    assert retraining.compare_shortly(candidates, task, how) == pytest.approx(whole, abs=1e-4)
+    assert stacks == [3, 2, 1, 1, 1, 1]
+
+
 def test_dropout_is_the_same_in_a_stack_and_alone(task):
     def drop():
         torch.manual_seed(0)

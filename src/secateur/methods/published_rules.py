@@ -144,10 +144,12 @@ def sites(dense: Traced, inner: bool = True) -> Units:
     units = dense.units()
     if not inner:
         return units
+    convolutions = [one for one in dense.model.modules() if isinstance(one, nn.modules.conv._ConvNd)]
+    # A depth-wise convolution writes what its input has: the layer before it is the one that counts.
+    depth_wise = {id(one.weight) for one in convolutions if one.groups == one.in_channels > 1}
     shared = []
     for name, parts in dense.slices().items():
-        # A depth-wise convolution writes what its input has: the layer before it is the one that counts.
-        makers = {id(weight) for weight, dim, _ in parts if dim == 0 and weight.dim() > 1 and weight.shape[1] > 1}
+        makers = {id(weight) for weight, dim, _ in parts if dim == 0 and weight.dim() > 1} - depth_wise
         if len(makers) > 1:
             shared.append(name)
     return units if len(shared) == len(units) else _freeze(units, shared)

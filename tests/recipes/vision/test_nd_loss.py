@@ -103,20 +103,23 @@ def test_figures_of_features_are_in_the_run_and_in_the_notes(first):
     assert found.notes[1].startswith(f"student: features of norm {said['student']['norm']:.3g}, cosine")
 
 
-def test_figures_are_made_without_keeping_the_maps_of_all_examples(monkeypatch):
+def test_figures_are_made_without_keeping_what_earlier_batches_gave(monkeypatch):
     network = Classifier.of(opened(nets.vgg()), staged=True)
-    maps, real = [], module.see
+    seen, real = [], module.see
 
     def watch(*args):
-        assert not any(seen() is not None for seen in maps), "maps of an earlier batch are still there"
+        assert not any(one() is not None for one in seen), "tensors of an earlier batch are still there"
         view = real(*args)
-        maps.extend(weakref.ref(one) for one in (*view.student.maps, *view.teacher.maps))
+        for one in (view.student, view.teacher):
+            seen.extend(map(weakref.ref, (*one.maps, one.features, one.logits)))
         return view
 
     monkeypatch.setattr(module, "see", watch)
-    centres = module.ClassMeans(torch.ones(4, network.width), torch.ones(4, dtype=torch.long))
-    module.diagnose(network, network, nn.Identity(), centres, DATA, 32)
-    assert len(maps) == 2 * len(network.stages) * 5
+    centres = module.ClassMeans(torch.rand(4, network.width), torch.ones(4, dtype=torch.long))
+    parts = module.diagnose(network, network, nn.Identity(), centres, DATA, 30)
+    assert len(seen) == 2 * (len(network.stages) + 2) * 6
+    whole = module.diagnose(network, network, nn.Identity(), centres, DATA, len(DATA))
+    assert parts == {name: pytest.approx(row) for name, row in whole.items()}, "as of all rows at once"
 
 
 def test_a_projector_is_trained_where_widths_differ_and_is_not_in_the_student(tmp_path):
@@ -164,11 +167,24 @@ def test_without_nd_it_is_its_host_bit_for_bit(tmp_path, options, host):
 def test_the_host_is_silent_in_the_first_epoch_and_nd_is_not(tmp_path):
     one = {"epochs": 1.0, "warmup": 5.0}
     (kd,) = results(tmp_path / "kd", nd=0.0, **one)
+    assert "kd never got its weight of 1, but 0% of it" in kd.notes[-1]
     (none,) = results(tmp_path / "none", nd=0.0, host="none", **one)
     (nd,) = results(tmp_path / "nd", **one)
     name = "0.weight"
     assert torch.equal(kd.subject.model.state_dict()[name], none.subject.model.state_dict()[name])
     assert not torch.equal(nd.subject.model.state_dict()[name], none.subject.model.state_dict()[name])
+
+
+def test_a_host_that_never_had_its_weight_is_told():
+    (told,) = module.describe_warmup(Host(weight=2.0, warmup=20.0), 6.0)
+    assert told.startswith("kd never got its weight of 2, but 25% of it at most: it warms up over 20 epochs")
+    for host, epochs in (
+        (Host(warmup=20.0), 21.0),
+        (Host(host="none"), 1.0),
+        (Host(weight=0.0), 1.0),
+        (Host(warmup=0.0), 1.0),
+    ):
+        assert not module.describe_warmup(host, epochs)
 
 
 @pytest.mark.parametrize(
@@ -374,10 +390,18 @@ def test_class_means_are_used_again_and_belong_to_their_teacher(tmp_path, first)
         results(tmp_path / "none", means=str(tmp_path / "none.safetensors"))
 
 
-def test_a_dry_run_cuts_and_trains_nothing(tmp_path):
+def test_a_dry_run_cuts_and_goes_over_no_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "see", lambda *_, **__: pytest.fail("asked the networks"))
+    monkeypatch.setattr(module, "collect", lambda *_: pytest.fail("made class means"))
     (found,) = results(tmp_path, dry_run=True)
     assert found.recovery is None
     assert not found.cut.is_noop
+
+
+def test_a_second_budget_is_refused_before_a_pass_over_the_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "collect", lambda *_: pytest.fail("made class means"))
+    with pytest.raises(InfeasibleError, match="params"):
+        results(tmp_path, ("params=50%", "params=1%"))
 
 
 def test_a_killed_run_ends_with_the_same_network(first, tmp_path, monkeypatch):

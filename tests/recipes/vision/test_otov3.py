@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from recipes.vision.nets import bars
 from recipes.vision.nets import blocks as subject
 from secateur.data import examples
 from secateur.data.examples import Examples
-from secateur.errors import DataError, InfeasibleError, InputError, UnsupportedError
+from secateur.errors import DataError, InfeasibleError, InputError, ModelError, UnsupportedError
 from secateur.recipes.vision import otov3 as recipe
 from secateur.recipes.vision.otov3 import otov3
 from secateur.recover.training import loop
@@ -243,6 +246,30 @@ def test_networks_are_compared_on_batches_that_the_examples_allow() -> None:
     assert seen == [8, 8, 8, 8, 4, 4]
 
 
+def test_the_cpu_decides_where_a_device_multiplies_in_fewer_digits(monkeypatch) -> None:
+    """As GPUs do in convolutions (TF32): equal networks of other widths differ there by more than the tolerance."""
+
+    @contextmanager
+    def rough(*models: nn.Module) -> Iterator[torch.device]:
+        handles = [
+            module.register_forward_hook(lambda _, args, out, step=step: out * (1 + 1e-3 * step))
+            for step, model in enumerate(models)
+            for module in model.modules()
+            if isinstance(module, nn.Conv2d)
+        ]
+        yield torch.device("cpu")
+        for handle in handles:
+            handle.remove()
+
+    monkeypatch.setattr(loop, "place_for_training", rough)
+    start, other = subject(), subject()
+    assert "differ by 0 of the largest" in recipe.compare_outputs(start, start.copy(), bars(), 20)
+    with torch.no_grad():
+        other.model.head.bias += 1
+    with pytest.raises(ModelError, match="the cut network's outputs differ from the trained one's by"):
+        recipe.compare_outputs(start, other, bars(), 20)
+
+
 def test_a_killed_run_resumes_and_repeats(tmp_path, monkeypatch) -> None:
     budget = "segments=50%,channels=60%"
     whole = quick(tmp_path / "whole", budget)
@@ -275,6 +302,16 @@ def test_without_classes_the_original_teaches_and_what_is_protected_stays(tmp_pa
     boxes = Examples(data.inputs[:1], None, ({"boxes": torch.zeros(0, 4), "labels": torch.zeros(0)},))
     with pytest.raises(DataError, match="has boxes"):
         quick(tmp_path / "boxes", "channels=50%", boxes)
+
+
+def test_answers_of_many_places_are_learnt_as_of_one() -> None:
+    """A sum over all pixels would be too steep for any rate that suits classes."""
+    net, data = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1)), Examples(torch.rand(8, 1, 6, 6))
+    work, original = (Traced(copy.deepcopy(net), Example.of(data.inputs[:2])) for _ in range(2))
+    with torch.no_grad():
+        work.model[2].bias += 1
+    value, _ = recipe.objective(work, original, data)({"inputs": data.inputs}, {"examples": 8})
+    assert float(value.detach()) == pytest.approx(0.5 * 3)
 
 
 def test_what_can_not_be_met_is_refused_before_training(tmp_path, monkeypatch) -> None:

@@ -170,6 +170,41 @@ def test_widths_say_on_their_own_what_goes(dense, tmp_path):
     assert not result.cut.is_noop
 
 
+def test_the_cap_and_the_scale_of_norms_reach_the_arms(dense, tmp_path, monkeypatch):
+    seen = {}
+
+    def watch(*_, **how):
+        seen.update(how)
+        raise ConnectionAbortedError
+
+    monkeypatch.setattr("secateur.recipes.vision.rethinking_pruning_value.train_arms", watch)
+    with pytest.raises(ConnectionAbortedError):
+        results(tmp_path, dense, cap=2.0, norm=0.5)
+    assert (seen["cap"], seen["norm"]) == (2.0, 0.5)
+
+
+class Gain(nn.Module):
+    """A scale of its own, as networks of one's own have them, which no rule of fresh weights knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gain * x
+
+
+def test_what_fresh_networks_had_no_rule_for_is_told(tmp_path):
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), Gain(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+    )
+    (result,) = results(tmp_path, nets.opened(net), epochs=1)
+    assert [note for note in result.notes if "want of a rule" in note] == [
+        "drawn from N(0, 0.02) for want of a rule: 2.gain"
+    ]
+    assert "points" in result.notes[-1]
+
+
 def test_a_batch_of_one_is_one_line_where_a_batch_norm_learns(tmp_path):
     net = nn.Sequential(
         nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 8),

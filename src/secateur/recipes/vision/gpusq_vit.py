@@ -159,7 +159,8 @@ def gpusq_vit(
         result = sparse
         if not dry_run and bits != 32:
             left = partial(mixed.residuals, sparse.model, subject.model, ask, taps, feed)
-            residual = run.json(f"residuals-{budget}", left)
+            with loop.place_for_training(sparse.model, subject.model):
+                residual = run.json(f"residuals-{budget}", left)
             weights = [1.0] * len(taps) if uniform else mixed.importance(list(residual.values()))
             shorter = replace(training, epochs=quantise_epochs, lr=quantise_lr)
             result, tuned, more = quantise(

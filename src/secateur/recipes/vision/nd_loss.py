@@ -23,7 +23,7 @@ from secateur.data import examples
 from secateur.data.batches import Numbered, count_steps
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError
-from secateur.measure import loyalty, prototypes, quality
+from secateur.measure import prototypes
 from secateur.methods.cutting import cut_with_retries, open_student
 from secateur.methods.detector_classes import open_with_boxes
 from secateur.recover.distillation import losses, maps, relations, review, taps, teachers
@@ -129,7 +129,7 @@ def nd_loss(
         optimizer: sgd (Nesterov, momentum 0.9), or adamw, which warms up over a twentieth, as for DeiT.
         weight_decay: of matrices.
         seed: of batches and training.
-        dry_run: stop after the cut; nothing is trained.
+        dry_run: stop after the cut; nothing is trained or measured.
 
     Departures: the paper trains students from scratch, 240 epochs at 0.1 and lr / 10 after 150, 180 and 210; a cut one
     starts from the teacher's weights, under a cosine. The norm-only form is from memory. Centres are not rounded to
@@ -149,16 +149,17 @@ def nd_loss(
     training = training.default(warmup=rise, precision="fp32", clip=math.inf, accumulate=1)
     batch, accumulate, epochs = training.whole("batch"), training.whole("accumulate"), training.number("epochs")
     feed = examples.batches(data, batch=batch, seed=seed)
-    steps = 0 if dry_run else count_steps(feed, epochs, accumulate)
-    teacher = look(subject)
-    centres = distributed.by_first(partial(class_means, teacher, data, batch, run, means, seed))
-    for budget in budgets:
-        if student:
-            small, cut, predicted = open_student(subject, student, budget)
-        else:
-            small, cut, predicted = narrow(subject, budget, teacher.readers if keep_width else (), multiple)
-        pupil = look(small)
+    steps, teacher = count_steps(feed, epochs, accumulate), look(subject)
+    held = teacher.readers if keep_width else ()
+    cuts = [open_student(subject, student, one) if student else narrow(subject, one, held, multiple) for one in budgets]
+    pupils = [look(small) for small, _, _ in cuts]
+    for pupil in pupils:  # what can't be met is said before a pass over all of the data
         check_student(pupil, teacher, distillation)
+    if dry_run:
+        yield from (Result(str(budget), *cut) for budget, cut in zip(budgets, cuts, strict=True))
+        return
+    centres = distributed.by_first(partial(class_means, teacher, data, batch, run, means, seed))
+    for budget, (small, cut, predicted), pupil in zip(budgets, cuts, pupils, strict=True):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             projector = taps.adapter(pupil.width, teacher.width, "norm", dropout=feature_loss.dropout)
@@ -181,7 +182,7 @@ def nd_loss(
             )  # fmt: skip
         with loop.place_for_training(small.model, subject.model, projector):
             figures = run.json(f"features-{budget}", partial(diagnose, pupil, teacher, projector, centres, data, batch))
-        notes = describe(figures, "regions" if data.targets else "examples")
+        notes = describe(figures, "regions" if data.targets else "examples") + describe_warmup(distillation, epochs)
         yield Result(str(budget), small, cut, predicted, recovery, notes)
 
 
@@ -413,6 +414,17 @@ def ask_feature(wanted: FeatureLoss, centres: ClassMeans, projector: nn.Module) 
     return loss
 
 
+def describe_warmup(host: Host, epochs: float) -> tuple[str, ...]:
+    """A note where training ends before the host has its weight; epochs are counted from 0."""
+    last = max(0, math.ceil(epochs) - 1)
+    if host.host == "none" or not host.weight or last >= host.warmup:
+        return ()
+    return (
+        f"{host.host} never got its weight of {host.weight:g}, but {last / host.warmup:.0%} of it at most: it warms up "
+        f"over {host.warmup:g} epochs, and there were {epochs:g}; give a smaller warmup",
+    )
+
+
 # ----------------------------------------------------------------------------------------------------------- figures
 
 
@@ -428,29 +440,20 @@ def diagnose(
     samples, of 128 images at most.
     """
     data = data.take(range(min(len(data), 128))) if data.targets else data
+    tallies = {name: prototypes.Tally(centres.means) for name in ("teacher", "student")}
     with torch.random.fork_rng(devices=[]), modes.evaluating(student.subject.model, teacher.subject.model, projector):
         torch.manual_seed(0)
-        views = (see(student, teacher, devices.move(part, student.subject.model)) for part in data.in_order(batch))
-        rows = zip(*map(keep_rows, views), strict=True)  # one view at a time
-        labels, ours, logits, theirs, answers = map(torch.cat, rows)
-        ours = projector(devices.move(ours, projector)).cpu()  # as it is where widths are equal
-    return {
-        name: {
-            "norm": prototypes.length(features).value,
-            "cosine": prototypes.cosine(features, centres.means, labels).value,
-            "nearest": prototypes.nearest(features, centres.means, labels).value,
-            "accuracy": quality.accuracy(lambda part: part["logits"], [{"logits": told, "labels": labels}]).value,
-            "loyalty": loyalty.label(told, answers).value,
-            "distance": float((features - theirs).square().sum(1).mean().sqrt()),
-        }
-        for name, features, told in (("teacher", theirs, answers), ("student", ours, logits))
-    }
+        for part in data.in_order(batch):
+            tally_batch(see(student, teacher, devices.move(part, student.subject.model)), projector, tallies)
+    return {name: tally.figures() for name, tally in tallies.items()}
 
 
-def keep_rows(view: View) -> list[Tensor]:
-    """Labels, features and logits of the student and of the teacher, on the CPU: no maps, which are far larger."""
+def tally_batch(view: View, projector: nn.Module, tallies: Mapping[str, prototypes.Tally]) -> None:
+    """Add a batch to the figures of the teacher and of the student; the batch itself is held by nobody afterwards."""
     ours, theirs = view.student, view.teacher
-    return [one.cpu() for one in (view.labels, ours.features, ours.logits, theirs.features, theirs.logits)]
+    shared = theirs.features, theirs.logits, view.labels
+    tallies["teacher"].add(theirs.features, theirs.logits, *shared)
+    tallies["student"].add(losses.lift(projector, ours.features), ours.logits, *shared)
 
 
 def describe(figures: Mapping[str, Mapping[str, float]], what: str) -> tuple[str, ...]:

@@ -142,7 +142,8 @@ def rethinking_pruning_value(
             finetune_epochs=finetune_epochs, cap=cap, norm=norm, augment=moved, folder=run.folder(f"arms-{budget}"),
         )  # fmt: skip
         tuned = arms["fine-tuned"]
-        notes = pruned.notes if dry_run else (*pruned.notes, describe_arms(arms, finetune))
+        unknown = dict.fromkeys(note for arm in arms.values() for note in arm.notes)
+        notes = pruned.notes if dry_run else (*pruned.notes, *unknown, describe_arms(arms, finetune))
         students = {name: replace_model(pruned.student, arm.model) for name, arm in arms.items()}
         student = students.pop("fine-tuned")
         spent = dict(pruned.selection.spent)
