@@ -44,10 +44,10 @@ CARD = {
     "family": "data",
 }
 
-SURROGATE = ("recipe", "data_sha256", "held_out_sha256", "model_sha256", "seed", "batch", "surrogate", "head",
-             "validation", "surrogate_epochs", "lr", "weight_decay", "training")  # fmt: skip
+SURROGATE = ("recipe", "data_sha256", "held_out_sha256", "model_sha256", "surrogate_sha256", "seed", "batch", "head",
+             "surrogate", "validation", "surrogate_epochs", "lr", "weight_decay", "training")  # fmt: skip
 """Settings of a run by which its surrogate is what it is."""
-VOTES = ("target", "judged", "mapping", "clusters")
+VOTES = ("target", "judged", "mapping", "clusters", "target_sha256", "judged_sha256")
 """Further settings by which its votes are."""
 
 
