@@ -192,7 +192,7 @@ def test_the_target_is_learned_and_what_was_tuned_can_be_loaded(half):
     assert found["linear probe"] > 0.9
     assert found["full fine-tuning"] > 0.9
     assert f"linear probe {100 * found['linear probe']:.1f}%" in first.notes[1]
-    _, held = target().split(0.2, seed=0)
+    _, held = target().split(0.2, seed=0, stratified=True)
     build = with_head(large(seed=5), "8", 2)
     tuned = reload_traced(root / "work" / "tuned-classes=50%", build, held.inputs[:2])
     assert vision.accuracy(tuned.model, held) == pytest.approx(found["full fine-tuning"])
@@ -319,6 +319,16 @@ def test_classes_to_judge_on_are_numbered_by_the_names_of_the_target(files, tmp_
     replace(target(), classes=("cat", "eel")).save(tmp_path / "other.npz")
     with pytest.raises(DataError, match=r"other\.npz numbers the classes cat, eel, learned\.npz bird, cat, dog"):
         module.read_targets(source(), str(tmp_path / "learned.npz"), str(tmp_path / "other.npz"), 0, labelled=True)
+
+
+def test_each_class_of_a_target_of_few_shots_is_learned(tmp_path):
+    """Drawn without regard to classes, a fifth took all of a class, and the target was refused."""
+    labels = torch.tensor([0, *[1] * 2, *[2] * 2, *[3] * 3])
+    replace(target().take(range(len(labels))), labels=labels).save(tmp_path / "few.npz")
+    for seed in range(8):
+        learned, held = module.read_targets(source(), str(tmp_path / "few.npz"), "", seed, labelled=True)
+        assert set(learned.labels.tolist()) == {0, 1, 2, 3}
+        assert sorted(held.labels.tolist()) == [1, 2, 3]
 
 
 def test_targets_go_through_a_network_as_many_at_a_time_as_the_source(tmp_path):
