@@ -10,11 +10,16 @@ import torch
 from torch import nn
 
 import small_vision as vision
+from pictures import class_folder
 from recipes.data import test_kd_data_pruning as toy
 from secateur._utils.rundir import Run
+from secateur.data import examples
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InfeasibleError, InputError
 from secateur.recipes.data import kd_data_pruning as recipe
+from secateur.runs import splits
+from secateur.runs.backends.network import Network
+from secateur.runs.data import prune_data
 from secateur.studies import curve
 from secateur.studies.curve import Cell
 from secateur.subjects.network.recording import Example
@@ -78,6 +83,40 @@ def test_examples_apart_are_judged_on_and_all_of_the_data_is_learned(tmp_path):
     (alone,) = toy.results(tmp_path / "run", ["examples=20%"], alpha=1.0, epochs=1.0)
     expected = vision.accuracy(alone.subject.model, toy.HELD_OUT)
     assert found.accuracies["random", 0.2, 1.0] == pytest.approx((expected,))
+
+
+def test_examples_apart_have_the_classes_of_the_data(tmp_path):
+    """A folder numbers its classes by itself: one without the first has the second as its first."""
+    names = ("a", "b", "c", "d")
+    data, held = (replace(one, classes=names) for one in (toy.DATA, toy.HELD_OUT))
+    held = held.take(torch.nonzero(held.labels > 0).flatten())
+    own = replace(held, labels=held.labels - 1, classes=names[1:])
+    grid = {**GRID, "rules": ("random",), "seeds": (0,), "shares": (0.2,)}
+    found = [
+        curve.curve(toy.teacher(), data, tmp_path / str(number), judged=judged, **grid, **QUICK).accuracies
+        for number, judged in enumerate((held, own))
+    ]
+    assert found[0] == found[1]
+    other = replace(own, classes=("b", "c", "e"))
+    with pytest.raises(DataError, match=r"numbers the classes b, c, e, .* a, b, c, \.\.\.: give both the same classes"):
+        curve.plan(toy.teacher(), data, judged=other, **grid, **QUICK)
+
+
+def test_images_apart_become_the_inputs_that_those_of_the_data_do(tmp_path):
+    """What the model says of its inputs, or the caller of the data, holds for both; an index is read, too."""
+    photos, apart = class_folder(tmp_path / "photos"), class_folder(tmp_path / "apart", 6)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    net.pretrained_cfg = {"input_size": (3, 8, 8), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+    subject = Traced(net, Example.of(torch.zeros(1, 3, 8, 8)))
+    data = Network().fit_data(examples.read(photos), subject)
+    prune_data(apart, "examples=100%", tmp_path / "kept")
+    for judged in (str(apart), examples.read(apart), str(tmp_path / "kept" / "examples=100%")):
+        found = splits.read_judged(judged, data, subject)
+        assert found.inputs.normalisation == data.inputs.normalisation == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+        assert found.inputs.shape[1:] == (3, 8, 8)
+    del net.pretrained_cfg
+    small = examples.with_transform(examples.read(photos), "cifar", 8)
+    assert splits.read_judged(str(apart), small, subject).inputs.normalisation == small.inputs.normalisation
 
 
 @pytest.fixture(scope="module")

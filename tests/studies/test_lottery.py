@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from recipes.vision import nets
-from secateur.errors import InfeasibleError, InputError, RunError
+from secateur.errors import DataError, InfeasibleError, InputError, RunError
 from secateur.recover.sparsity import masks
 from secateur.recover.training import loop
 from secateur.studies import executor, lottery
@@ -109,6 +110,12 @@ def test_the_networks_own_weights_do_not_matter():
 def answered(root, **more):
     how = {"epochs": 1, "batch": 24, "seeds": (0, 1), "kept": 0.3, "lrs": (0.1,), **more}
     return executor.study("lottery", nets.opened(nets.vgg()), nets.data(), root, **how)
+
+
+def test_examples_apart_with_other_classes_are_refused(tmp_path):
+    ours, theirs = (replace(nets.data(48), classes=names) for names in (("a", "b", "c", "d"), ("a", "b", "c", "e")))
+    with pytest.raises(DataError, match="numbers the classes a, b, c, "):
+        executor.study("lottery", nets.opened(nets.vgg()), ours, tmp_path, judged=theirs, epochs=1)
 
 
 @pytest.mark.usefixtures("charted")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from recipes.vision import nets
-from secateur.errors import InfeasibleError, InputError, RunError
+from secateur.errors import DataError, InfeasibleError, InputError, RunError
 from secateur.methods import arms
 from secateur.methods.control import LACKS
 from secateur.recover.training import loop
@@ -22,6 +23,12 @@ def answered(root, *budgets, **more):
     return executor.study(
         "scratch", nets.opened(nets.vgg()), nets.data(), root, budgets=budgets or ("channels=50%",), **how
     )
+
+
+def test_examples_apart_with_other_classes_are_refused(tmp_path):
+    ours, theirs = (replace(nets.data(48), classes=names) for names in (("a", "b", "c", "d"), ("a", "b", "c", "e")))
+    with pytest.raises(DataError, match="numbers the classes a, b, c, "):
+        executor.study("scratch", nets.opened(nets.vgg()), ours, tmp_path, judged=theirs)
 
 
 @pytest.mark.usefixtures("charted")

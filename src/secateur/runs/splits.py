@@ -20,11 +20,13 @@ from secateur.errors import DataError, InputError
 from secateur.measure import detection
 from secateur.runs.backends import AnyBackend, Data
 from secateur.runs.backends.network import Network
+from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Figure
 
 __all__ = [
     "Dataset", "Parts", "Stratified", "box_size_notes", "columns", "copies_note", "find_held_out", "follow_record",
-    "missing_classes_note", "names_of", "range_note", "read", "reading_notes", "split", "with_classes_of",
+    "missing_classes_note", "names_of", "range_note", "read", "read_judged", "reading_notes", "split",
+    "with_classes_of",
 ]  # fmt: skip
 
 _SHOWN = 3
@@ -383,6 +385,21 @@ def with_classes_of(data: Dataset, judged: Dataset) -> Dataset:
         notes = tuple(note for note in judged.notes if masks.BINARY not in note or data.masks.binary)
         return replace(judged, masks=judged.masks.follow(data.masks), notes=notes)
     return _boxes_numbered_as(data, judged) if judged.targets else judged.numbered_as(data)
+
+
+def read_judged(judged: Data, data: Examples, subject: Traced) -> Examples | None:
+    """The examples that a study judges on; None where `judged` is "" or None.
+
+    Their classes are numbered, and images become inputs, as those of `data`, which is of the subject. Raises
+    `DataError` for what can't be read, for classes of other names, and for what the subject can't take.
+    """
+    if judged is None or judged == "":
+        return None
+    apart = Network().read(judged).numbered_as(data)
+    if isinstance(apart.inputs, Images) and isinstance(data.inputs, Images) and apart.inputs.transform is None:
+        apart = replace(apart, inputs=apart.inputs.with_transform(data.inputs.transform, data.inputs.workers))
+    apart.check_names(data)
+    return Network().fit_data(apart, subject)
 
 
 def _boxes_numbered_as(data: Examples, judged: Examples) -> Examples:

@@ -58,6 +58,7 @@ def nearest(features: Tensor, centres: Tensor) -> Tensor:
     if features.dim() != 2 or centres.dim() != 2 or features.shape[1] != centres.shape[1]:
         shapes = f"{list(features.shape)} and {list(centres.shape)}"
         raise InputError(f"features and centres of shapes {shapes}: give [M, d] and [K, d] by one surrogate")
+    centres = centres.to(features.device)
     nowhere = centres.isnan().any(1)
     if bool(nowhere.all()):
         raise DataError("no class of the source has a centre: give at least one example of one of them")
@@ -84,6 +85,7 @@ def class_means(features: Tensor, labels: Tensor, classes: int) -> Tensor:
             f"labels go from {int(labels.min())} to {int(labels.max())}, there are {classes} classes: give 0 to "
             f"{classes - 1}"
         )
+    labels = labels.to(features.device)
     total = torch.zeros(classes, features.shape[1], dtype=torch.float64, device=features.device)
     total.index_add_(0, labels, finite("the surrogate's features", features).double())
     return total / torch.bincount(labels, minlength=classes)[:, None]

@@ -23,7 +23,7 @@ from secateur.errors import DataError, InputError
 from secateur.measure import loyalty, quality
 from secateur.methods.example_scores import ask_logits, ask_teacher, check_scoring, count_classes, score_by_training
 from secateur.reports.accuracy_curves import OWN, Curve, name_weight
-from secateur.runs import keywords
+from secateur.runs import keywords, splits
 from secateur.runs.backends.network import Network
 from secateur.subjects.dataset.examples import ExampleSet
 from secateur.subjects.network.traced import Traced
@@ -91,7 +91,7 @@ def curve(
     recorded = {name: value for name, value in flags.items() if name not in sets}
     data = examples.limit(data, keywords.another_batch(flags, _recipe()))
     found = dict[Cell, dict[str, float]]()
-    apart = examples.read(judged) if judged else None
+    apart = splits.read_judged(judged, data, subject)
     about = {"data": data.digest, "judged": apart.digest if apart else ""}
     known = {OWN: subject, **{name: _open_teacher(name, subject, data) for name in wanted.teachers}}
     digests = {name: Network().digest(one) for name, one in known.items()}
@@ -136,10 +136,10 @@ def plan(
 ) -> dict[str, int]:
     """What `curve` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
     wanted, chosen = _grid(shares, alphas, rules, seeds, teachers), _check_options(rules, options)
-    Network().fit_data(data, subject)
+    data = Network().fit_data(data, subject)
     for name in wanted.teachers:
         _open_teacher(name, subject, data)
-    apart = examples.read(judged) if judged else None
+    apart = splits.read_judged(judged, data, subject)
     for seed in wanted.seeds:
         train, held = _parts(data, apart, seed)
         Network().fit_data(held, subject)

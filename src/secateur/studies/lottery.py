@@ -25,7 +25,7 @@ from secateur.recover.training import initialise
 from secateur.reports import sheet as sheets
 from secateur.reports.charts import Line
 from secateur.reports.sheet import Chart, Sheet, Table
-from secateur.runs import keywords
+from secateur.runs import keywords, splits
 from secateur.runs.backends.network import Network
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Figure, Training
@@ -153,7 +153,7 @@ def lottery(
     """
     how: dict[str, Any] = {"kept": kept, "method": method, "rounds": rounds, "norm": norm, "training": training}
     _check(lrs, seeds, **how)
-    apart = examples.read(judged) if judged else None
+    apart = splits.read_judged(judged, data, subject)
     about = {"model": Network().digest(subject), "data": data.digest, "judged": apart.digest if apart else ""}
     most = keywords.another_batch({"batch": training.batch}, lottery)
     data, apart = examples.limit(data, most), examples.limit(apart, most) if apart else None
@@ -190,7 +190,7 @@ def plan(
 ) -> dict[str, int]:
     """What `lottery` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
     _check(lrs, seeds, **how)
-    apart = examples.read(judged) if judged else None
+    apart = splits.read_judged(judged, data, subject)
     for seed in dict.fromkeys(seeds):
         for part in split_judged(data, apart, seed):
             Network().fit_data(part, subject)

@@ -32,7 +32,7 @@ from secateur.recover.training import initialise
 from secateur.reports import sheet as sheets
 from secateur.reports.charts import Line
 from secateur.reports.sheet import Chart, Sheet, Table
-from secateur.runs import keywords
+from secateur.runs import keywords, splits
 from secateur.runs.backends.network import Network
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Result, Training
@@ -152,7 +152,7 @@ def scratch(
         options: of `rethinking_pruning_value`.
     """
     limits, settings = _study_inputs(budgets, seeds, options)
-    judges = examples.read(judged) if judged else None
+    judges = splits.read_judged(judged, data, subject)
     about = {"model": Network().digest(subject), "data": data.digest, "judged": judges.digest if judges else ""}
     trials = [Trial(seed, budget) for seed in dict.fromkeys(seeds) for budget in limits]
     rows: dict[Trial, dict[str, Any]] = {}
@@ -192,7 +192,7 @@ def plan(
     """What `scratch` will train, by kind; whatever it would refuse is refused here, before anything is trained."""
     limits, settings = _study_inputs(budgets, seeds, options)
     Network().fit_data(data, subject)
-    judges = examples.read(judged) if judged else None
+    judges = splits.read_judged(judged, data, subject)
     for seed in dict.fromkeys(seeds):
         _, held = split_judged(data, judges, seed)
         Network().fit_data(held, subject)

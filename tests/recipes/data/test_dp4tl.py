@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import shutil
@@ -11,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch import nn
 
 import secateur
+import second_device
 import small_vision as vision
 import toys
 import trainings
@@ -189,7 +192,7 @@ def test_the_target_is_learned_and_what_was_tuned_can_be_loaded(half):
     assert found["linear probe"] > 0.9
     assert found["full fine-tuning"] > 0.9
     assert f"linear probe {100 * found['linear probe']:.1f}%" in first.notes[1]
-    _, held = target().split(0.2, seed=0)
+    _, held = target().split(0.2, seed=0, stratified=True)
     build = with_head(large(seed=5), "8", 2)
     tuned = reload_traced(root / "work" / "tuned-classes=50%", build, held.inputs[:2])
     assert vision.accuracy(tuned.model, held) == pytest.approx(found["full fine-tuning"])
@@ -286,6 +289,14 @@ def test_all_of_a_source_without_classes(tmp_path, files):
     assert found.recovery.steps > 0, "it was pre-trained on its clusters"
 
 
+@pytest.mark.parametrize("clusters", [0, CLASSES])
+def test_features_of_a_surrogate_vote_on_the_device_where_it_lies(clusters):
+    here = voted(mapping="feature", clusters=clusters)
+    with second_device.present():
+        there = voted(mapping="feature", clusters=clusters, model=copy.deepcopy(trained()).to(second_device.DEVICE))
+        assert all(torch.equal(there[name].cpu(), here[name]) for name in ("votes", "classes"))
+
+
 def test_ties_keep_the_lower_number():
     whole = ExampleSet(source())
     chosen = module.select_classes(
@@ -308,6 +319,16 @@ def test_classes_to_judge_on_are_numbered_by_the_names_of_the_target(files, tmp_
     replace(target(), classes=("cat", "eel")).save(tmp_path / "other.npz")
     with pytest.raises(DataError, match=r"other\.npz numbers the classes cat, eel, learned\.npz bird, cat, dog"):
         module.read_targets(source(), str(tmp_path / "learned.npz"), str(tmp_path / "other.npz"), 0, labelled=True)
+
+
+def test_each_class_of_a_target_of_few_shots_is_learned(tmp_path):
+    """Drawn without regard to classes, a fifth took all of a class, and the target was refused."""
+    labels = torch.tensor([0, *[1] * 2, *[2] * 2, *[3] * 3])
+    replace(target().take(range(len(labels))), labels=labels).save(tmp_path / "few.npz")
+    for seed in range(8):
+        learned, held = module.read_targets(source(), str(tmp_path / "few.npz"), "", seed, labelled=True)
+        assert set(learned.labels.tolist()) == {0, 1, 2, 3}
+        assert sorted(held.labels.tolist()) == [1, 2, 3]
 
 
 def test_targets_go_through_a_network_as_many_at_a_time_as_the_source(tmp_path):
@@ -409,6 +430,27 @@ def test_another_target_or_mapping_is_voted_on_by_the_surrogate_of_an_earlier_ru
         assert took.losses == anew.losses
 
 
+def test_votes_of_a_target_or_a_surrogate_whose_file_has_changed_are_not_taken(ran, tmp_path):
+    """Under the same names: a target of as many samples is voted on anew, another surrogate refused."""
+    files = {name: f"{name} as it was" for name in ("target_sha256", "judged_sha256", "surrogate_sha256")}
+    recorded = yaml.safe_load((ran[0] / "first" / "run.yaml").read_text())
+    assert {"target_sha256", "surrogate_sha256"} <= recorded.keys(), "what a run records of its files"
+    with Run.open(tmp_path / "was", files) as run:
+        run.tensors("votes", lambda: {"votes": torch.tensor([3, 1]), "classes": torch.zeros(5)})
+        (run.folder("surrogate") / "training.safetensors").touch()
+
+    def load(name, count=5, **changed):
+        with Run.open(tmp_path / name, {**files, **changed}) as run:
+            return module.load_votes(str(tmp_path / "was"), run, count, 4)
+
+    assert load("same")["votes"].tolist() == [3, 1]
+    assert load("target", target_sha256="another") == load("judged", judged_sha256="another") == {}
+    with pytest.raises(InputError, match=r"was scored with surrogate_sha256=.*: give the same"):
+        load("surrogate", surrogate_sha256="another")
+    with pytest.raises(InputError, match="has 4 votes on 5 examples, not 4 on 6: its data have changed, so leave"):
+        load("data", count=6)
+
+
 def test_votes_that_are_not_there_or_of_something_else_are_refused(ran):
     root, run = ran
 
@@ -427,12 +469,6 @@ def test_votes_that_are_not_there_or_of_something_else_are_refused(ran):
     refused("has votes with target=.*target.npz, not .*more.npz, and no surrogate that was trained", scored="bare",
             surrogate_epochs=0, aim="more")  # fmt: skip
     shutil.copytree(root / "first", root / "changed")
-    whole = (root / "target.npz").read_bytes()
-    (root / "target.npz").write_bytes((root / "more.npz").read_bytes())
-    try:
-        refused("has 96 votes on 432 examples, not 48 on 432", scored="changed")
-    finally:
-        (root / "target.npz").write_bytes(whole)
     votes_at = root / "changed" / "work" / "votes.safetensors"
     votes_at.write_bytes(votes_at.read_bytes()[:40])
     refused("changed: .*votes.safetensors is damaged", scored="changed")

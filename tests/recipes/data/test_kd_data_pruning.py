@@ -428,6 +428,7 @@ def test_scores_that_are_not_there_or_of_something_else_are_refused(ranked, tmp_
     refused("was scored with runs=2, not 1", runs=1)
     refused("was scored with score_epochs=1.0, not 2.0", score_epochs=2)
     refused("was scored with lr=0.1, not 0.05", lr=0.05)
+    refused("was scored with training precision=None, not precision=bf16", training="precision=bf16")
     refused("lacks el2n-1, a training for scores: let that run finish first", scored="short")
     refused("damaged: .*el2n-0.safetensors is damaged", scored="damaged")
     refused("score=random takes none: name theirs, such as el2n, or leave scored out", score="random")

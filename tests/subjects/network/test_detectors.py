@@ -16,8 +16,10 @@ from torch.nn import functional
 from torchvision.models.detection.fcos import FCOS
 from torchvision.models.detection.retinanet import RetinaNet
 
+import second_device
 import vision_models
 import yolo
+from secateur._utils import devices
 from secateur.errors import InputError, UnsupportedError
 from secateur.recover.training import detecting
 from secateur.score import magnitude
@@ -257,6 +259,65 @@ def test_regions_are_the_image_and_its_quarters():
     assert found[0].tolist() == [0, 0, 4, 8]
     area = (found[:, 2:] - found[:, :2]).prod(1)
     assert area[1:].sum() == area[0]
+
+
+class _Detect(nn.Module):
+    """The last layer of a model of Ultralytics, as far as it is looked at here."""
+
+    f = (0,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cv2, self.dfl = nn.Conv2d(4, 6, 1), nn.Conv2d(2, 1, 1, bias=False).requires_grad_(False)
+
+    def forward(self, maps):
+        return self.cv2(maps[0])
+
+
+def _model_of_ultralytics() -> nn.Module:
+    """One of their class, by its name; its loss keeps a criterion with tensors of its own, as theirs does."""
+
+    class DetectionModel(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            first = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1, bias=False), nn.BatchNorm2d(4), nn.SiLU())
+            self.model = nn.ModuleList([first, _Detect()])
+
+        def forward(self, images):
+            return self.model[1]([self.model[0](images)])
+
+        def loss(self, batch):
+            if getattr(self, "criterion", None) is None:
+                self.criterion = torch.arange(6.0, device=self.model[1].cv2.bias.device)
+            found = (self(batch["img"]).mean((2, 3)) * self.criterion).sum() * self.args.box
+            return found[None], found.detach()
+
+    DetectionModel.__module__ = "ultralytics.nn.tasks"
+    DetectionModel.__qualname__ = "DetectionModel"
+    return DetectionModel()
+
+
+def test_a_checkpoint_of_ultralytics_holds_frozen_weights_and_is_trained_all_the_same():
+    """Their `strip_optimizer` freezes all weights of best.pt; their own trainer thaws them, too."""
+    model = detectors.adapt(_model_of_ultralytics().requires_grad_(False))
+    assert {name for name, weight in model.named_parameters() if not weight.requires_grad} == {
+        "detector.model.1.dfl.weight"
+    }
+    model.train().loss(BATCH).backward()
+    assert model.detector.model[0][1].weight.grad is not None
+    partly = _model_of_ultralytics()
+    partly.model[0].requires_grad_(False)
+    assert not any(weight.requires_grad for weight in detectors.adapt(partly).detector.model[0].parameters())
+
+
+def test_the_loss_of_ultralytics_follows_the_model_to_another_device_and_back():
+    """Training takes a model to a GPU and brings it back; its criterion stays where it was made."""
+    model = detectors.adapt(_model_of_ultralytics())
+    with second_device.present(), torch.no_grad():
+        here = model.loss(BATCH).item()
+        model.to(second_device.DEVICE)
+        assert model.loss(devices.move(BATCH, model)).cpu().item() == pytest.approx(here)
+        assert model.to("cpu").loss(BATCH).item() == pytest.approx(here)
 
 
 def test_ultralytics_models_are_traced_cut_and_trained():

@@ -44,10 +44,10 @@ CARD = {
     "family": "data",
 }
 
-SURROGATE = ("recipe", "data_sha256", "held_out_sha256", "model_sha256", "seed", "batch", "surrogate", "head",
-             "validation", "surrogate_epochs", "lr", "weight_decay", "training")  # fmt: skip
+SURROGATE = ("recipe", "data_sha256", "held_out_sha256", "model_sha256", "surrogate_sha256", "seed", "batch", "head",
+             "surrogate", "validation", "surrogate_epochs", "lr", "weight_decay", "training")  # fmt: skip
 """Settings of a run by which its surrogate is what it is."""
-VOTES = ("target", "judged", "mapping", "clusters")
+VOTES = ("target", "judged", "mapping", "clusters", "target_sha256", "judged_sha256")
 """Further settings by which its votes are."""
 
 
@@ -112,7 +112,7 @@ def dp4tl(
         run: where votes, indices and checkpoints go.
         target: examples of the target task, as `data` is given, an index of `prune-data` too; their classes are needed
             for step 5. Images become inputs as those of `data` do.
-        judged: examples of the target to judge on; a fifth of `target` is held out unless given.
+        judged: examples of the target to judge on; a fifth of each class of `target` is held out unless given.
         batch: examples per step.
         seed: of the split, the clusters, random classes, new heads and batches.
         surrogate: file.py:function that builds it, with the source's classes; "self" is the network itself; "inputs"
@@ -219,7 +219,7 @@ def check(data: Examples, classes: int, *, mapping: str, clusters: int, surrogat
 
 def read_targets(source: Examples, target: str, judged: str, seed: int, *, labelled: bool) -> tuple[Examples, Examples]:
     """(samples that vote and are learned, samples to judge on) of the target; with classes, where they are needed."""
-    given = read_as(source, target)
+    given = replace(read_as(source, target), stratified=True)
     learned, held = (given, read_as(source, judged).numbered_as(given)) if judged else given.split(0.2, seed=seed)
     for part in (learned, held):
         if part.inputs.shape[1:] != source.inputs.shape[1:]:

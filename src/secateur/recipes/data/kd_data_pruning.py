@@ -107,9 +107,9 @@ def kd_data_pruning(
         data: what it was trained on, with classes.
         budgets: one network for each: examples=30%, or examples=2000.
         run: where scores, indices, soft outputs and checkpoints go.
-        score: which examples stay: random, which is as good as any with a teacher; the hardest (el2n, forgetting,
-            grand), those that no other tells about (memorisation), those between (moderate), or the most typical
-            (herding).
+        score: which examples stay: random, with a teacher as good as any, the paper finds; the hardest (el2n,
+            forgetting, grand), those that no other tells about (memorisation), those between (moderate), or the most
+            typical (herding).
         balanced: keep the same share of every class.
         scored: folder of an earlier run of the same data, teacher, seed and settings of the scoring runs, whose scores
             are taken, whatever its budgets, student and alpha were; or an index of the same data with such scores,
@@ -253,6 +253,10 @@ def load_scores(scored: str, data: Examples, score: str, run: Run, names: Sequen
         raise InputError(f"scored={scored} holds no scores of {score}: give the folder of a run of kd_data_pruning, or "
                          "an index, that has them")  # fmt: skip
     recorded = rundir.read_matching_record(scored, run, SCORING)
+    was, now = (Training().merge(one.get("training") or "").precision for one in (recorded, run.settings))
+    if was != now:
+        told = f"training precision={was}, not precision={now}"
+        raise InputError(f"scored={scored} was scored with {told}: give the same, or leave scored out")
     taken = work / f"{score}-taken.safetensors"
     files = [taken] if taken.is_file() else [work / f"{name}.safetensors" for name in names]
     if lost := [file.stem for file in files if not file.is_file()]:

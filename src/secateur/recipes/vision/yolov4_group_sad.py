@@ -174,7 +174,8 @@ def yolov4_group_sad(
     group collector with one running index for three groups; a variable rate on one GPU only). The paper chooses
     fractions by hand. A share of channels is exactly what goes (the code takes one more). beta is scaled by the images'
     area over 416^2, since it undoes a mean over places; and the whole is a tenth of L_det at first: as large as L_det,
-    it did harm here. A shared mask is brought up to the floor by the mean scale.
+    it did harm here. A shared mask is brought up to the floor by the mean scale. Layers before a split of channels are
+    cut as well, each part of the split by itself; the paper leaves them whole.
     Positive places of the output option are those where the teacher is sure. AdamW in place of SGD.
     """
     subject, data = open_with_boxes(subject, data)

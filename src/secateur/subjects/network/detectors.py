@@ -468,7 +468,11 @@ def regions(height: int, width: int) -> Tensor:
 
 
 class Ultralytics(nn.Module):
-    """A DetectionModel of Ultralytics (YOLOv5 to YOLO11 with the usual heads); AGPL-3.0, see the top of this module."""
+    """A DetectionModel of Ultralytics (YOLOv5 to YOLO11 with the usual heads); AGPL-3.0, see the top of this module.
+
+    Their checkpoints hold frozen weights. Where all are, they are to be trained again, as their own trainer has it: all
+    but those that turn distributions into boxes.
+    """
 
     taps: Sequence[str]
     exclusive = False
@@ -478,6 +482,9 @@ class Ultralytics(nn.Module):
         self.detector = detector
         self.confidence, self.overlap = confidence, overlap
         self.taps = tuple(f"detector.model.{index}" for index in self._head().f)
+        if not any(weight.requires_grad for weight in detector.parameters()):
+            for name, weight in detector.named_parameters():
+                weight.requires_grad_(weight.is_floating_point() and ".dfl." not in f".{name}")
 
     def _head(self) -> Any:
         inner: Any = self.detector
@@ -516,12 +523,14 @@ class Ultralytics(nn.Module):
         inner: Any = self.detector
         settings = getattr(inner, "args", None) or {}
         known = dict(settings) if isinstance(settings, Mapping) else vars(settings)
-        inner.args = SimpleNamespace(**({"box": 7.5, "cls": 0.5, "dfl": 1.5} | known))
+        # The criterion that such a model keeps holds tensors of the device on which it was first asked.
+        criterion = getattr(inner, "criterion", None)
+        inner.args, inner.criterion = SimpleNamespace(**({"box": 7.5, "cls": 0.5, "dfl": 1.5} | known)), None
         try:
             with _asked_for_a_loss(self):
                 total: Tensor = inner.loss(given)[0].sum() / len(images)
         finally:
-            inner.args = settings
+            inner.args, inner.criterion = settings, criterion
         return total
 
     def predictions(self, images: Tensor) -> tuple[Tensor, Tensor]:
