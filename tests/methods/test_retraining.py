@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import second_device
 import tiny
 from recipes.vision import nets
 from secateur.data.texts import Corpus
@@ -175,6 +176,26 @@ def test_processes_give_what_one_process_gives_and_need_a_function(task, tmp_pat
     (failed,) = retraining.retrain_apart(wild, task, replace(QUICK, lr=1e30), seed=1, many=1)
     assert isinstance(failed, str)
     assert "loss is" in failed
+
+
+def test_processes_train_where_the_candidates_lie(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(retraining, "ProcessPoolExecutor", Here)
+    (tmp_path / "net.py").write_text(NETWORK)
+    seen, retrain = [], retraining.retrain
+
+    def watched(models, *args, **kwargs):
+        found = retrain(models, *args, **kwargs)
+        seen.extend(str(next(model.parameters()).device) for model in models)
+        return found
+
+    monkeypatch.setattr(retraining, "retrain", watched)
+    with second_device.present() as card:
+        subject = Network().open(f"{tmp_path / 'net.py'}:build")
+        cut = subject.cut(Selection({next(iter(subject.units())): np.arange(6) != 3}))[0]
+        cut.model.to(card)
+        (found,) = retraining.retrain_apart([cut], task, QUICK, seed=1, many=1)
+    assert seen == [card]
+    assert isinstance(found, retraining.Outcome)
 
 
 def test_texts_with_classes_are_learned_and_judged_whole():

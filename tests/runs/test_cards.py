@@ -7,7 +7,7 @@ import json
 import pytest
 from huggingface_hub import ModelCard
 
-from secateur.runs.cards import write_card, write_export_card
+from secateur.runs.cards import write_card, write_export_card, write_size_card
 from secateur.vocabulary import Cut, Evidence, Figure
 
 LOAD = 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("out", trust_remote_code=True)'
@@ -112,3 +112,42 @@ def test_a_folder_here_is_no_base_on_the_hub(source, named, tmp_path):
     row = Evidence("distill", "5 steps", settings={"student": source})
     write_card(tmp_path, row, "from secateur import load", name="out", tag="distilled", title="thin", origin="Taught.")
     assert ModelCard.load(tmp_path / "README.md").data.base_model == named
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ("hub:somebody/texts::train[:500000]", ("somebody/texts", "texts", None, "train")),
+        ("hub:somebody/texts:english:train", ("somebody/texts", "texts", "english", "train")),
+        ("somebody/texts", ("somebody/texts", "texts", None, None)),
+        ("folder/texts.jsonl", ("local", "texts.jsonl", None, None)),
+    ],
+)
+def test_a_data_set_of_the_hub_is_named_by_its_id(data, named, tmp_path):
+    row = Evidence("ziplm", "params=50%", after={"perplexity": Figure(12.5)}, settings={"data": data})
+    write_card(tmp_path, row, LOAD, name="out", tag="pruned", title="thin", origin="Cut.")
+    card = ModelCard.load(tmp_path / "README.md").data
+    assert card.datasets == (None if named[0] == "local" else [named[0]])
+    (one,) = card.eval_results
+    assert (one.dataset_type, one.dataset_name, one.dataset_config, one.dataset_split) == named
+
+
+@pytest.mark.parametrize(
+    ("name", "tags", "base"),
+    [
+        ("somebody/chat", "[chat]", "somebody/chat"),
+        ("folder of it", "[chat]", None),
+        ("folder of it", "[secateur, pruned]", "somebody/before"),
+        ("somebody/small", "[secateur, pruned]", "somebody/small"),
+    ],
+)
+def test_an_export_names_what_it_was_made_of_and_not_what_that_was(name, tags, base, tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    (source / "README.md").write_text(f"---\nlicense: mit\ntags: {tags}\nbase_model: somebody/before\n---\n# Chat")
+    write_export_card(out, name, source, "int8", [], LOAD)
+    card = ModelCard.load(out / "README.md").data
+    assert (card.base_model, card.license) == (base, "mit")
+    write_size_card(out, name, source, "params=50%", [], LOAD)
+    assert ModelCard.load(out / "README.md").data.base_model == base

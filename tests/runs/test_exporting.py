@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from secateur.runs import exporting, measuring
 from secateur.runs.backends.language import Language
 from secateur.select.pattern import n_of_m
 from secateur.subjects import matrices, open_subject
-from secateur.subjects.transformer import packing
+from secateur.subjects.transformer import files, loading, packing
 from secateur.subjects.transformer.streamed import Streamed
 from secateur.vocabulary import Selection
 from strangers import run_without_secateur
@@ -260,6 +261,18 @@ def test_an_export_that_is_too_far_off_is_refused_and_leaves_nothing(sparse, tmp
     with pytest.raises(NumericalError, match="in int8 the outputs are off by"):
         secateur.export(sparse, "int8", tmp_path / "int8")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_of_the_hub_goes_here_and_not_into_a_folder_of_its_name(sparse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "snapshot_download", lambda name, **_: str(sparse))
+    place, _ = secateur.export("somebody/small", "masks")
+    assert [one.name for one in tmp_path.iterdir()] == ["small-masks"] == [str(place)]
+    monkeypatch.setattr(loading, "snapshot_download", lambda name, **_: str(tmp_path / "rounded"))
+    shutil.copytree(sparse, tmp_path / "rounded")
+    files.update_config(tmp_path / "rounded", {"quantization_config": {"quant_method": "torchao"}})
+    with pytest.raises(ModelError, match=r"already quantised \(torchao\): give the model as it was before"):
+        secateur.export("somebody/rounded", "int8")
 
 
 def test_what_makes_no_sense_is_refused_in_one_line(sparse, tmp_path):

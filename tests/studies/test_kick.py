@@ -120,6 +120,16 @@ def test_calibration_is_compared_at_the_amounts_given(place):
     assert [one["name"] for one in sheet.figures["models"]] == ["original", "wanda 50%", "wanda 50%, 2 windows"]
 
 
+def test_frontiers_are_of_the_calibration_that_was_asked_for():
+    task = Task("facts", (Item("0", "", ("x",)),))
+    models = [(config, False, answered(str(config), {"facts": [score]})) for config, score in (
+        (DENSE, 1.0), (Config("wanda", "50%", samples=8), 0.0),
+        (Config("wanda", "50%", samples=64, label="wanda 50%, 64 windows"), 1.0),
+    )]  # fmt: skip
+    (row,) = kick.Kicked([task], models, 0.05).frontiers()
+    assert row["tasks"]["facts"] == {"last": "", "first_failing": "50%"}, "64 windows are of the sweep"
+
+
 def test_frontiers_have_no_lucky_points():
     assert kick.frontier([("10%", True), ("20%", False), ("30%", True)]) == ("10%", "20%")
     assert kick.frontier([("10%", False)]) == ("", "10%")

@@ -23,9 +23,9 @@ COMMAND = Command(
     ["secateur.export"],
     arguments=("folder",),
     help={
-        "folder": "the folder of a model, usually a result.",
+        "folder": "the folder of a model, usually a result; a GGUF file or a Hub id.",
         "to": "onnx, gguf (for llama.cpp), decilm (for vLLM), packed, packed-int8, masks, int8 or int4.",
-        "out": "where to; FOLDER/onnx and so on if not given.",
+        "out": "where to; FOLDER/onnx and so on if not given, NAME-onnx of a file or a Hub id.",
         "data": "texts to measure the quality of integers on.",
         "stream": "read the model block by block from the disk.",
     },

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur._utils import devices, workers
-from secateur._utils.modes import evaluating
+from secateur._utils.modes import evaluating, move_to_device
 from secateur._utils.tokenizers import Tokenizer
 from secateur.data import examples, texts
 from secateur.data.batches import Feed, count_steps
@@ -36,6 +36,7 @@ from secateur.recover.training.stacked import Stacked
 from secateur.score import curvature
 from secateur.score.slices import Slices
 from secateur.subjects.network.opening import is_saved, open_saved
+from secateur.subjects.network.recording import Example
 from secateur.subjects.network.shrinking import history
 from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Cut, Selection, Training, Units
@@ -433,8 +434,9 @@ def retrain_apart(
 ) -> Iterator[Outcome | str]:
     """As `retrain`, each candidate in one of `many` processes and given as it ends: for what can't be stacked.
 
-    Candidates go there as folders. For one whose loss is not finite comes what `NumericalError` says. Raises
-    `InputError` for a network that was given in Python, which another process can't build: name its function.
+    Candidates go there as folders, and are trained on the device where they lie here. For one whose loss is not finite
+    comes what `NumericalError` says. Raises `InputError` for a network that was given in Python, which another process
+    can't build: name its function.
     """
     for one in candidates[:1]:
         if isinstance(one, Traced) and not history(one.model).built_by:
@@ -451,15 +453,21 @@ def retrain_apart(
             folder.mkdir()
             one.save(folder)
             folders.append(str(folder))
+        places = [str(devices.find_device(one.model)) for one in candidates]
         work = partial(_retrain_saved, task, training, seed, last)
-        inputs = [one.inputs if isinstance(one, Traced) else None for one in candidates]
+        inputs = [_move_inputs(one) if isinstance(one, Traced) else None for one in candidates]
         with ProcessPoolExecutor(many, workers.process_context(), *start) as pool:
-            for row in pool.map(work, folders, inputs):
+            for row in pool.map(work, folders, inputs, places):
                 yield row if isinstance(row, str) else Outcome(**row)
 
 
+def _move_inputs(subject: Traced) -> Example:
+    """Example inputs in main memory, where another process can have them."""
+    return Example(*devices.move((subject.inputs.args, subject.inputs.kwargs), torch.device("cpu")))
+
+
 def _retrain_saved(
-    task: Classifying, training: Training, seed: int, last: int, folder: str, inputs: object
+    task: Classifying, training: Training, seed: int, last: int, folder: str, inputs: object, place: str
 ) -> dict[str, Any] | str:
     if is_saved(folder):
         model = open_saved(folder, inputs=inputs).model
@@ -467,6 +475,7 @@ def _retrain_saved(
         from secateur.subjects.transformer import loading  # which loads transformers
 
         model = loading.open_subject(folder).model
+    move_to_device(model, place)
     try:
         return asdict(retrain([model], task, training, seed=seed, last=last)[0])
     except NumericalError as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from secateur._utils import hub
 from secateur._utils.disk import read_object
+from secateur.data.texts import SUFFIXES
 from secateur.reports import display, evidence
 from secateur.vocabulary import Evidence
 
@@ -49,7 +50,7 @@ _TASKS = {
 }
 """transformers' automatic class -> the Hub's name of the task; of a class that several make, the first holds."""
 _HUB = "hub:"
-"""How data sets of the Hub are named."""
+"""What names of data sets of the Hub begin with, unless they are owner/name."""
 _COPIED = ("license", "license_name", "license_link", "language", "pipeline_tag")
 """What a card says of a model that holds for what was made of it."""
 
@@ -98,9 +99,8 @@ def write_whole_card(folder: Path, model: str, recipe: str, load: str, *, name: 
     """
     known: dict[str, object] = {"library_name": _library(load), "tags": ["secateur", "elastic"]}
     told = hub.read_card(base) if base else {}
-    source = model if hub.is_id(model) else str(told.get("base_model") or model)
     lines = [
-        _front(folder, known, told, source, None),
+        _front(folder, known, told, _name_base(model, told), None),
         f"# {Path(model).name} in several sizes",
         f"Made from {Path(model).name} by secateur's recipe `{recipe}`: the whole model, which holds the smaller ones. "
         f"`secateur extract {name} --budget ...` cuts one out, without training.",
@@ -149,9 +149,8 @@ def _write_derived(
 ) -> None:
     """The card of what was made of the model `name` in `source` without a run of its own."""
     told = hub.read_card(source)
-    said = told.get("base_model")
     lines = [
-        _front(source, known, told, said if isinstance(said, str) else name, None),
+        _front(source, known, told, _name_base(name, told), None),
         f"# {title}",
         origin,
         *(f"- {note}" for note in notes),
@@ -159,6 +158,17 @@ def _write_derived(
         f"```python\n{load}\n```",
     ]
     (folder / "README.md").write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _name_base(name: str, told: Mapping[str, object]) -> str:
+    """What a card names as the base of what was made of the model `name`, whose own card is `told`.
+
+    Itself where it is on the Hub; of a result of ours that is a folder here, what that was made of. The card of
+    somebody else's model names the model before it.
+    """
+    base, tags = told.get("base_model"), told.get("tags")
+    ours = isinstance(tags, list) and "secateur" in tags
+    return base if ours and isinstance(base, str) and not hub.is_id(name) else name
 
 
 def _front(
@@ -180,7 +190,7 @@ def _front(
     about: dict[str, object] = {name: told[name] for name in _COPIED if _is_plain(told.get(name))}
     about.setdefault("pipeline_tag", _find_task(folder))
     judged = "text-generation" if row is not None and "part" in row.settings else str(about["pipeline_tag"] or "other")
-    base = next((name for name in (_cut_from(folder), source) if hub.is_id(name)), None)
+    base = next((name for name in (source, _cut_from(folder)) if hub.is_id(name)), None)
     if base is not None:
         about |= {"base_model": base, "base_model_relation": "finetune"}
     if row is not None:
@@ -195,23 +205,36 @@ def _figures(row: Evidence, task: str, name: str) -> dict[str, object]:
     from huggingface_hub import EvalResult
 
     data = str(row.settings.get("data", ""))
-    judged, figures = str(row.settings.get("held_out", data)), {**row.measured, **row.after}
+    judged = str(row.settings.get("held_out", data))
+    learnt, held = _read_hub(data), _read_hub(judged)
+    figures = {**row.measured, **row.after}
     names = [name for name in display.order(figures) if display.measure(name).role == "quality"]
     names = [name for name in names if math.isfinite(figures[name].value)]
+    where, configuration, split = held or ("local", "", "")
     results = [
         EvalResult(
             task_type=task,
-            dataset_type=judged.removeprefix(_HUB) if judged.startswith(_HUB) else "local",
-            dataset_name=Path(judged).name,
+            dataset_type=where,
+            dataset_name=Path(where if held else judged).name,
+            dataset_config=configuration or None,
+            dataset_split=split or None,
             metric_type=name,
             metric_name=display.measure(name).label,
             metric_value=figures[name].value,
         )
         for name in names
     ]
-    datasets = [data.removeprefix(_HUB)] if data.startswith(_HUB) else None
+    datasets = [learnt[0]] if learnt else None
     told = {"metrics": names, "model_name": name, "eval_results": results} if results else {}
     return {"datasets": datasets, **told}
+
+
+def _read_hub(data: str) -> tuple[str, str, str] | None:
+    """(id, configuration, split) of a data set of the Hub, by what it is called to `--data`; None of any other data."""
+    name, configuration, split = (*data.removeprefix(_HUB).split(":", 2), "", "")[:3]
+    if not data.startswith(_HUB) and not (hub.is_id(name) and Path(name).suffix not in SUFFIXES):
+        return None
+    return name, configuration, split.partition("[")[0]
 
 
 def _library(load: str) -> str:

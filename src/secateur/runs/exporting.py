@@ -57,7 +57,8 @@ def export(
 
     With `stream` a language model stays on the disk and is packed or quantised a block at a time.
 
-    Returns the new folder (`out`, or `folder`/`to`) and notes on what the form could not hold as it was.
+    Returns the new folder and notes on what the form could not hold as it was. Without `out` it is `folder`/`to`; of a
+    GGUF file or a Hub id NAME-`to`, beside the file or here.
 
     Raises:
         InputError: no such form, `out` is there already, or nothing would get smaller.
@@ -72,7 +73,7 @@ def export(
     if stream and (data is not None or not to.startswith(("int", "packed"))):
         what = f"in {to}" if data is None else "with --data, on which models are run whole"
         raise InputError(f"--stream goes with packed, packed-int8, int8 and int4, and not {what}")
-    target = Path(out) if out is not None else Path(folder) / to
+    target = Path(out) if out is not None else _choose_target(Path(folder), to)
     if target.exists():
         raise InputError(f"{target} is there already: choose another folder, or remove it")
     subject = _open(folder, to, stream=stream)
@@ -83,6 +84,16 @@ def export(
         source = getattr(subject, "folder", None) or Path(folder)
         write_export_card(temporary, str(folder), source, to, notes, _load_line(temporary, to, target.name))
     return target, notes
+
+
+def _choose_target(place: Path, to: str) -> Path:
+    """Where the form `to` of the model at `place` goes: in its folder, or beside a file, or here for a Hub id.
+
+    A folder called as a Hub id is would be taken for the model from then on.
+    """
+    if place.is_dir():
+        return place / to
+    return place.with_name(f"{place.stem}-{to}") if place.is_file() else Path(f"{place.name}-{to}")
 
 
 def _load_line(folder: Path, to: str, name: str) -> str:
@@ -101,8 +112,8 @@ def _open(folder: str | Path, to: str, *, stream: bool = False) -> object:
     if stream:
         return open_streamed(folder)
     if not (Path(folder) / "cut.json").is_file():
-        if "int" in to and (Path(folder) / "config.json").is_file():
-            dequantising.refuse_twice(Path(folder))
+        if "int" in to and pretrained.is_pretrained(folder) and pretrained.find_gguf(folder) is None:
+            dequantising.refuse_twice(locate(folder))
         return _open_model(folder, to)
     if to != "onnx":
         raise UnsupportedError(_ONNX_ALONE.format(folder=folder, to=to))

@@ -125,17 +125,14 @@ class Kicked:
     # --------------------------------------------------------------------------------------------------- frontiers
 
     def runs(self) -> dict[tuple[str, bool], list[tuple[str, list[Model]]]]:
-        """(method, recovered) -> (amount, its models over seeds) by rising compression; patterns stand apart."""
+        """(method, recovered) -> (amount, its models over seeds) by rising compression, without patterns and sweeps."""
         found: dict[tuple[str, bool], dict[str, list[Model]]] = {}
         for config, recovered, model in self.models[1:]:
-            if config.method in METHODS and ":" not in config.amount and config.samples == self._usual(config):
+            swept = bool(config.label)  # by its number of windows
+            if config.method in METHODS and ":" not in config.amount and not swept:
                 found.setdefault((config.method, recovered), {}).setdefault(config.amount, []).append(model)
         ordered = {run: sorted(amounts, key=_compression) for run, amounts in found.items()}
         return {run: [(one, found[run][one]) for one in amounts] for run, amounts in ordered.items()}
-
-    def _usual(self, config: Config) -> int:
-        """The most calibration samples that a method has here: fewer are of the sweep."""
-        return max(one.samples for one, _, _ in self.models if one.method == config.method)
 
     def frontiers(self) -> list[Row]:
         """For each method and task, and for perplexity: how far it may go, and where it first fails."""

@@ -187,6 +187,9 @@ def test_what_is_not_exact_is_said(llama: Path, tmp_path: Path) -> None:
     text = (tmp_path / "trained/cut_map.json").read_text()
     (tmp_path / "trained/cut_map.json").write_text(text.replace(str(llama / "base"), "somebody/base"))
     named = edit(llama / "adapter", tmp_path / "named", {"base_model_name_or_path": "somebody/base"})
+    again = edit(llama / "adapter", tmp_path / "again 4bit", {"base_model_name_or_path": "others/base-4bit"})
+    with pytest.raises(InputError, match=r"under another name, let adapter_config\.json name somebody/base"):
+        translate_adapter(again, tmp_path / "trained", tmp_path / "never", base=llama / "base")
     assert "not at hand (--base)" in translate_adapter(named, tmp_path / "trained", tmp_path / "again")[1][1]
     with pytest.raises(
         InputError, match=r"is a DoRA, whose magnitudes need .* give --base the folder of somebody/base"

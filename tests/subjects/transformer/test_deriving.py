@@ -81,6 +81,20 @@ def test_a_cut_of_a_derived_family_loads_without_secateur(tmp_path: Path) -> Non
     assert [width.neurons for width in again.widths()] == [24, 48, 48]
 
 
+def test_a_result_of_a_class_without_a_setting_for_its_neurons_opens_again(tmp_path: Path) -> None:
+    """Its config has one from then on, which the class does not read."""
+    torch.manual_seed(0)
+    config = transformers.BloomConfig(vocab_size=61, hidden_size=32, n_layer=2, n_head=4)
+    subject = open_subject(transformers.BloomForCausalLM(config).eval())
+    sites = {name: site.count for name, site in subject.units().sites.items() if site.kind == "neurons"}
+    small, _ = subject.cut(Selection({name: np.arange(count) % 2 == 0 for name, count in sites.items()}))
+    small.save(tmp_path / "small")
+    again, batch = open_subject(tmp_path / "small"), small.example(2, 7)
+    assert again.family.neurons == small.family.neurons
+    with torch.no_grad():
+        assert torch.equal(again.forward(batch).prediction, small.forward(batch).prediction)
+
+
 def test_deriving_leaves_the_users_random_numbers_as_they_were() -> None:
     model = smollm3()
     before = torch.get_rng_state()

@@ -383,11 +383,15 @@ class _Translation:
         if not said or said in self._bases:
             return
         names = [self.origin.name, *([] if self.base is None else [str(self.base)])]
-        renamed = self.base is not None and not all(map(hub.is_id, (said, self.origin.name)))
+        of_hub = all(map(hub.is_id, (said, self.origin.name)))
+        renamed = self.base is not None and not of_hub
         if not renamed and not any(_are_alike(said, name) for name in names):
+            same = "give --base its folder if it was renamed"
+            if of_hub:
+                same = f"if that is the same under another name, let {low_rank.CONFIG} name {self.origin.name}"
             raise InputError(
                 f"{self.folder} is an adapter of {said}, and {self.name} was cut from {self._cut_from}: translate an "
-                "adapter of that model, or give --base its folder if it was renamed"
+                f"adapter of that model, or {same}"
             )
 
     def translate(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, object], tuple[str, ...]]:

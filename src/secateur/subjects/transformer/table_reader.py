@@ -7,6 +7,7 @@ which sub-block; what the analysis can't tell, such as whether a config may stat
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -189,7 +190,7 @@ class _Reading:
             layer=layer,
             shared=self._read_shared(),
             per_sequence=self._find_per_sequence(),
-            neurons=width or ("ffn_neurons" if hasattr(self.config, "intermediate_size") else "intermediate_size"),
+            neurons=width or ("ffn_neurons" if self._knows("intermediate_size") else "intermediate_size"),
             states_neurons=bool(width),
             states_head_dim=states_head_dim,
             heads_divide=states_head_dim and self._refuses_heads(),
@@ -915,6 +916,12 @@ class _Reading:
             if plain[name] != changed.get(name) and not {inside, inside.rpartition(".")[0]} & wide:
                 return ""
         return setting
+
+    def _knows(self, setting: str) -> bool:
+        """Whether the class of the config has a setting by itself, which a result may have had from its cut, too."""
+        kind = type(self.config)
+        own = {*inspect.signature(kind).parameters, *kind.attribute_map}
+        return setting in own or hasattr(kind, setting)
 
     def _states_head_dim(self, out: str) -> bool:
         """Whether the config may say how large a head is; out: the output linear of an attention."""
