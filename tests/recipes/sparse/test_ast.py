@@ -225,7 +225,7 @@ def test_the_loops_settings_of_an_optimiser_are_followed_or_refused(tmp_path):
         assert f"betas={betas}" in found.recovery.settings["optimizer"]
         runs[betas] = weights(found)
     assert any(not torch.equal(tensor, runs[0.5, 0.6][name]) for name, tensor in runs[0.9, 0.95].items())
-    for wrong in ("optimizer=sgd", "momentum=0.3"):
+    for wrong in ("optimizer=sgd", "optimizer=adamw8bit", "momentum=0.3"):
         with pytest.raises(InputError, match="AdamW of its own"):
             results(tmp_path / wrong, "pattern=2:4", training=wrong)
 
@@ -305,6 +305,10 @@ def test_early_stopping_judges_on_texts_held_out(tmp_path, monkeypatch):
     monkeypatch.setattr(ast.texts, "batches", note)
     (found,) = results(tmp_path, "pattern=2:4", training="patience=1,evaluate_every=3", lr=1e-9, min_lr=0.0)
     assert len(found.recovery.settings["evaluations"]) >= 2
+    kept = found.recovery.settings["kept_step"]
+    assert kept < 12
+    steps = [step for step, *_ in found.recovery.settings["flips"]]
+    assert steps == list(range(2, kept + 1, 2)), "none of steps that were not done, or whose weights were not kept"
     train, held = read
     assert held
     assert not train & held

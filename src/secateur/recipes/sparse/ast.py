@@ -28,7 +28,7 @@ from secateur.select import pattern
 from secateur.subjects import Transformer, open_subject
 from secateur.subjects.matrices import Matrix, matrices, receipt
 from secateur.subjects.transformer import low_rank
-from secateur.vocabulary import Budget, Pattern, Recovery, Result, Training
+from secateur.vocabulary import Budget, Pattern, Result, Training
 
 CARD = {
     "title": "Pruning Large Language Models with Semi-Structural Adaptive Sparse Training",
@@ -124,7 +124,7 @@ def ast(
     """
     if not subject.causal:
         raise UnsupportedError(f"ast trains language models, and this one gives {subject.output}: use a causal decoder")
-    if training.optimizer == "sgd" or training.momentum is not None:
+    if training.optimizer not in (None, "adamw") or training.momentum is not None:
         raise InputError("ast trains by an AdamW of its own (step 4): leave training optimizer and momentum out")
     paths, teaching = subject.layers(), kd > 0 or hidden > 0
     master = open_teacher(subject, teacher, kd=kd, hidden=hidden) if teacher else subject
@@ -133,7 +133,7 @@ def ast(
     stream, steps = make(train, batch=training.whole("batch"), seed=seed + 1), training.whole("steps")
     dense = matrices(subject.model, paths)
     with hooks.sound(subject.model, paths):  # a loss that is NaN would not say where from
-        subject.forward(stream[0])
+        subject.forward(stream[0], head=False)
     norms, few = dict[str, Tensor](), tuple[str, ...]()
     if score == "wanda":
         samples, few = texts.windows(train, subject.tokenizer, calibration, length, seed=seed)
@@ -159,7 +159,7 @@ def ast(
             with parametrize.cached():  # one masked copy, also where experts are read one by one
                 return student.forward(batch, **how)
 
-        recovery, record = None, list[tuple[int, float, float]]()
+        recovery, record, reached = None, list[tuple[int, float, float]](), 0
         with adaptive.moving(student.model, choose, steps=steps, refresh=refresh) as masks:
             if steps and not dry_run:
                 recovery = loop.train(
@@ -183,11 +183,12 @@ def ast(
                     ) if training.validates else None,
                     flops_per_token=size.training_flops(ours, theirs if teaching else 0.0),
                 )  # fmt: skip
-                record = masks.record()
+                reached = recovery.settings.get("kept_step", recovery.steps)  # training may stop early
+                record = [point for point in masks.record() if point[0] <= reached]
         cut = receipt(dense, matrices(student.model, paths), few)
         if recovery is not None:
             recovery = replace(recovery, settings={**recovery.settings, "kd": kd, "flips": record})
-        notes = (*describe_flips(recovery, record), *describe_branches(student, pruned, slorb))
+        notes = (*describe_flips(reached, record), *describe_branches(student, pruned, slorb))
         yield Result(str(budget), student, cut, {"weights": cut.after["weights"]}, recovery, notes)
         del student, forward, masks  # or it would be held beside the next one
 
@@ -265,12 +266,12 @@ def make_branches(
     return made
 
 
-def describe_flips(recovery: Recovery | None, record: Sequence[tuple[int, float, float]]) -> list[str]:
-    """How the mask moved: the mean flip rate in the first and in the last quarter, and what differs from the first."""
-    if recovery is None or not record:
+def describe_flips(steps: int, record: Sequence[tuple[int, float, float]]) -> list[str]:
+    """How the mask moved in `steps`: mean flip rates of their first and last quarter, and what differs in the end."""
+    if not record:
         return []
     first, last = (
-        [previous for step, previous, _ in record if part * recovery.steps < step <= (part + 0.25) * recovery.steps]
+        [previous for step, previous, _ in record if part * steps < step <= (part + 0.25) * steps]
         for part in (0.0, 0.75)
     )
     rates = [f"{100 * sum(part) / len(part):.2g} %" if part else "none" for part in (first, last)]
