@@ -8,8 +8,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import DynamicCache
 
-from secateur.subjects.transformer import costs, logits
+from secateur.subjects.transformer import costs, families
 from secateur.subjects.transformer.layout import Layout
+from secateur.subjects.transformer.logits import find_scale
 from secateur.subjects.transformer.subject import Output, Transformer
 from secateur.vocabulary import Term
 
@@ -20,25 +21,26 @@ class Decoder(Transformer):
     """A causal transformer; generation caches keys and values."""
 
     kind = "decoder"
-    _scaled: tuple[int, float | None] | None = None
-    """Which model was looked at, and what `logits.find_scale` found."""
 
     def forward(self, batch: Mapping[str, Tensor], *, hidden: bool = False, head: bool = True) -> Output:
         """See `Transformer.forward`; without the head, states are scaled as the model scales its logits.
 
-        Where something else than a factor stands between head and logits, it runs as a whole.
+        Where something else than a factor stands between head and logits, it runs as a whole. Families that are written
+        by hand have nothing there.
         """
         how = {"hidden": True} if hidden else {}
-        known = self._scaled is not None and self._scaled[0] == id(self.model)
-        if head or not self.causal or (known and self._scaled == (id(self.model), None)):
+        if head or not self.causal or families.find(self.family.model_type):
+            return super().forward(batch, **how, head=head)
+        looked: tuple[int, float | None] | None = vars(self).get("_looked")
+        known = looked is not None and looked[0] == id(self.model)
+        if known and looked == (id(self.model), None):
             return super().forward(batch, **how)
         output = super().forward(batch, **how, head=False)
         if output.head is None or isinstance(output.prediction, FakeTensor) or output.prediction.is_meta:
             return output
-        if not known:
-            self._scaled = id(self.model), logits.find_scale(self.model)
-        assert self._scaled is not None
-        scale = self._scaled[1]
+        if looked is None or not known:
+            looked = self._looked = id(self.model), find_scale(self.model)
+        scale = looked[1]
         if scale is None:
             return super().forward(batch, **how)
         if scale != 1.0:

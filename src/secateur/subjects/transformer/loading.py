@@ -68,9 +68,6 @@ _FETCHED = [
     "*.json",
     "*.txt",
     "*.model",
-    "*.spm",
-    "*.codes",
-    "*.tiktoken",
     "*.jinja",
     "LICENSE*",
     "LICENCE*",
@@ -79,8 +76,7 @@ _FETCHED = [
     "USE_POLICY*",
     "README.md",
 ]
-_LEFT = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
-"""Other forms of the same weights, such as those of gpt-oss in `original`."""
+_LEFT = ["onnx/*", "openvino/*", "consolidated*"]
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
 
