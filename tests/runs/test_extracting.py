@@ -52,7 +52,8 @@ def test_licence_language_and_base_go_from_the_original_to_all_sizes_and_to_one(
     """Of a run of both stages on budgets of memory; what evidence measures is what was predicted, of both sizes."""
     base = tiny.folder("llama", tmp_path / "llama")
     told = {"license": "llama3.2", "language": ["en", "de"], "base_model": "somebody/base"}
-    (base / "README.md").write_text(f"---\n{json.dumps(told)}\n---\n# Base")
+    # A result of ours: the card of another model in a folder names the one before it.
+    (base / "README.md").write_text(f"---\n{json.dumps({**told, 'tags': ['secateur']})}\n---\n# Base")
     (tmp_path / "texts.txt").write_text("\n".join(tiny.sentences(100)))
     how = {"steps": 1, "samples": 8, "depth_samples": 2, "batch": 1, "length": 16, "train_batch": 2, "router_hidden": 4}
     how |= {"long_steps": 1, "long_length": 24, "profile": "weights=0.5625,cache=1,states=2,buffers=2"}

@@ -177,13 +177,15 @@ def remember_teacher(
     """The batches of `steps` steps, each with `k` tokens of the teacher's predictions, kept in the run's folder.
 
     All but one of them are drawn, so that they stand for the whole prediction in the mean (`teachers.cache_topk`): the
-    likeliest alone teach worse. seed: of the batches' order. temperature: of the teacher's probabilities.
+    likeliest alone teach worse. Where `k` is the whole vocabulary, nothing is drawn. seed: of the batches' order.
+    temperature: of the teacher's probabilities.
     """
     key = {"data": data.digest, "batches": f"{training.whole('batch')} x {length}, seed {seed}"}
     count = steps * (training.accumulate or 1) * distributed.count()
+    drawn = k - 1 if teacher.tokenizer is None or k < len(teacher.tokenizer) else 0
     return teachers.join_topk(
         run.folder("predictions"), teacher.model, teacher.forward, teacher.tokenizer, batches, count,
-        k=k, drawn=k - 1, temperature=temperature, key=key,
+        k=k, drawn=drawn, temperature=temperature, key=key,
     )  # fmt: skip
 
 

@@ -29,8 +29,10 @@ class Decoder(Transformer):
         by hand have nothing there.
         """
         how = {"hidden": True} if hidden else {}
-        if head or not self.causal or families.find(self.family.model_type):
-            return super().forward(batch, **how, head=head)
+        if head or not self.causal:
+            return super().forward(batch, **how)
+        if families.find(self.family.model_type):
+            return super().forward(batch, **how, head=False)
         looked: tuple[int, float | None] | None = vars(self).get("_looked")
         known = looked is not None and looked[0] == id(self.model)
         if known and looked == (id(self.model), None):
