@@ -51,31 +51,36 @@ def of_functions(module: str, names: Iterable[str]) -> str:
     places = {*modules, *(name.partition(":")[0] for name in asked)}
     known = {file: _definitions(ROOT / file) for file in places if (ROOT / file).is_file()}
     found = {name: known.get(name.partition(":")[0], _NOTHING)[0].get(name.partition(":")[2], _GONE) for name in asked}
-    homes = {name: file for file, name in modules.items()}
-    reached = {
-        file: {file, *(homes[place] for place in (_find(*pair) for pair in _read(name)[1]) if place in homes)}
-        for file, name in modules.items()
-    }
-    owners = [(name.partition(":")[0], part) for name in asked for part in name.partition(":")[2].split(".")[:-1]]
-    while True:
-        used = {*owners, *((name.partition(":")[0], word) for name, code in found.items() for word in code.uses)}
-        ran = {name.partition(":")[0] for name in found}
-        wanted = used | {(file, "") for file in ran}
-        wanted |= {(file, word) for user, word in used if word[:1] != "_" for file in reached.get(user, ())}
-        more = {
-            f"{file}:{word}": known[file][1][word]
-            for file, word in wanted
-            if word in known.get(file, _NOTHING)[1] and f"{file}:{word}" not in found
-        }
-        if not more:
-            break
-        found |= more
-    for file in ran & modules.keys():
-        own = set[str]().union(*(code.uses for name, code in found.items() if name.partition(":")[0] == file))
-        pairs = sorted(pair for pair in _read(modules[file])[1] if pair[1] in own)
+    waiting = [(name.partition(":")[0], part) for name in asked for part in name.partition(":")[2].split(".")[:-1]]
+    waiting += [(name.partition(":")[0], word) for name, code in found.items() for word in code.uses]
+    waiting += [(name.partition(":")[0], "") for name in found]
+    done = set[tuple[str, str]]()
+    while waiting:
+        if (use := waiting.pop()) in done:
+            continue
+        done.add(use)
+        user, word = use
+        private = word[:1] in ("", "_") or user not in modules
+        for file in (user,) if private else {user, *_reached(modules[user])}:
+            name, (_, kept) = f"{file}:{word}", known.get(file, _NOTHING)
+            if word in kept and name not in found and (file == user or file in modules):
+                found[name] = kept[word]
+                waiting += [(file, ""), *((file, each) for each in kept[word].uses)]
+    uses: dict[str, set[str]] = {}
+    for name, code in found.items():
+        uses.setdefault(name.partition(":")[0], set()).update(code.uses)
+    for file in uses.keys() & modules.keys():
+        pairs = sorted(pair for pair in _read(modules[file])[1] if pair[1] in uses[file])
         found[f"{file}: imports"] = _Code(repr(pairs), frozenset())
     total = hashlib.sha256("".join(f"{name}\0{code.text}\0" for name, code in sorted(found.items())).encode())
     return total.hexdigest()[:16]
+
+
+@functools.cache
+def _reached(module: str) -> frozenset[str]:
+    """The files, from the root, that what a module imports stands in."""
+    paths = (_path(_find(*pair)) for pair in _read(module)[1])
+    return frozenset(path.relative_to(ROOT).as_posix() for path in paths if path is not None)
 
 
 def files(*modules: str) -> dict[str, Path]:
@@ -238,5 +243,5 @@ def _is_words(node: ast.stmt) -> bool:
 
 def forget() -> None:
     """Read all files anew from here on: some have changed."""
-    for cache in (_definitions, _find, _names, _path, _read, _recipes):
+    for cache in (_definitions, _find, _names, _path, _reached, _read, _recipes):
         cache.cache_clear()

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Annotated
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from torch import nn
 
 from secateur._utils import distributed
@@ -46,9 +46,9 @@ RECORDED = (
 class Losses:
     """Weight and temperature of the loss on a teacher's logits."""
 
-    logit: float = 1.0
+    logit: Annotated[float, Ge(0)] = 1.0
     """Weight of the logit loss."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Gt(0)] = 1.0
     """T of the logit loss, a divergence that is multiplied by T^2."""
 
 
@@ -56,9 +56,9 @@ class Losses:
 class BlockLosses(Losses):
     """ZipLM's three losses (arXiv 2302.04089, section 3.3), weighted by its lambdas."""
 
-    task: float | None = None
+    task: Annotated[float, Ge(0)] | None = None
     """lambda_1; 0 for encoders and 0.5 for decoders unless given."""
-    token: float | None = None
+    token: Annotated[float, Ge(0)] | None = None
     """lambda_3, of the outputs of blocks; 1 for encoders and 0.5 for decoders unless given."""
 
 
@@ -120,11 +120,11 @@ class Rates:
 class Distilling(Losses):
     """What a mixture of experts learns from the model that it was cut from, and how (SlimMoE)."""
 
-    task: float = 0.0
+    task: Annotated[float, Ge(0)] = 0.0
     """Weight of cross-entropy; the paper has none."""
     cache: Annotated[int, Ge(0)] = 0
     """Tokens per position kept of the original's predictions, on disk, in place of asking it at every step."""
-    balance: float | None = None
+    balance: Annotated[float, Ge(0)] | None = None
     """Weight of the load-balancing loss; the original's own by default."""
     freeze_router: bool = False
     """Leave the router as it was, all through."""
@@ -223,10 +223,18 @@ def check_task(subject: Transformer, task: float | None, data: Corpus | None = N
         raise InputError(f"task={task:g} needs labels, and {data.name} has none: give data with labels, or set task=0")
 
 
-def check_recovery(subject: Transformer, data: Corpus, losses: BlockLosses, training: Training) -> None:
-    """Refuse what `distil` can't learn by; for recipes, before anything is scored. Raises `InputError`."""
-    if training.steps:
-        check_task(subject, losses.task, data)
+def check_recovery(subject: Transformer, data: Corpus, losses: Losses, training: Training | None = None) -> None:
+    """Refuse what a student can't learn by, before anything is scored; with `training`, where that has steps.
+
+    Raises `InputError`, too, where every weight is 0; one of None is the default's.
+    """
+    if training is not None and not training.steps:
+        return
+    check_task(subject, getattr(losses, "task", None), data)
+    parts = [name for name in ("task", "logit", "token") if hasattr(losses, name)]
+    if not getattr(losses, "hidden", None) and all(getattr(losses, name) == 0 for name in parts):
+        given = ", ".join(f"{name}=0" for name in parts)
+        raise InputError(f"{given} leave nothing to learn by: give one of them a weight, or steps=0")
 
 
 def choose_direction(subject: Transformer, direction: str = "forward") -> str:

@@ -14,7 +14,18 @@ from secateur.select.arrays import mask_like
 from secateur.select.pattern import n_of_m
 from secateur.vocabulary import Array, Budget, Pattern, Scores, write_enough
 
-__all__ = ["Choose", "Scope", "above", "best", "best_of_all", "by_sums", "chooser", "read_budget", "threshold"]
+__all__ = [
+    "Choose",
+    "Scope",
+    "above",
+    "best",
+    "best_of_all",
+    "by_sums",
+    "chooser",
+    "read_budget",
+    "second_share",
+    "threshold",
+]
 
 Choose: TypeAlias = Callable[[Array], Array]
 """Scores [d_out, d_in] -> booleans, True where the weight stays."""
@@ -177,6 +188,20 @@ def read_budget(
     if share >= most and not all_stay:
         raise BudgetError(f"budget {budget.brief()} lets every weight stay, so that nothing would change: ask for less")
     return share, budget.pattern
+
+
+def second_share(total: float, first: float, budget: Budget | None = None) -> float:
+    """s2 = (S - s1) / (1 - s1): what must go of the weights that are left, for a share S of all that goes in all.
+
+    Raises `InfeasibleError` where more than S went in the first stage.
+    """
+    if first > total + 1e-9:
+        raise InfeasibleError(
+            f"budget {budget}: the experts that go are {first:.4g} of the weights, more than the {total:.4g} that it "
+            "asks for; keep more experts or fewer weights",
+            1.0 - first,
+        )
+    return max(0.0, (total - first) / (1.0 - first))
 
 
 def chooser(share: float, pattern: Pattern | None = None, scope: Scope = "row", *, block: int = 128) -> Choose:

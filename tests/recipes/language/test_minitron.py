@@ -282,6 +282,8 @@ def test_what_is_not_known_is_refused_by_name(tmp_path):
         ({"axes": ()}, "axes=: give one or more of"),
         ({"shape": "heads=3"}, "'heads=3' is no multiple of 2"),  # of the KV groups
         ({"shape": "neurons=41"}, "'neurons=41' is no multiple of 8"),
+        ({"logit": 0.0, "steps": 2}, "task=0, logit=0 leave nothing to learn by: give one of them a weight"),
+        ({"task": -1.0}, "task=-1.0 of minitron"),
     ],
 )
 def test_axes_and_shapes_that_no_model_can_have_are_refused(tmp_path, options, words):

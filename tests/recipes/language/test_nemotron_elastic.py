@@ -252,6 +252,7 @@ def test_a_dry_run_trains_nothing(tmp_path, monkeypatch):
         (("params=60%",), {"long_weights": "inf,1"}, InputError, "give a number for each of the sizes"),
         (("params=60%",), {"long_weights": "nan,1"}, InputError, "give a number for each of the sizes"),
         (("params=60%",), {"whole_share": 1.0}, InputError, "whole_share"),
+        (("params=60%",), {"logit": 0.0}, InputError, "task=0, logit=0 leave nothing to learn by"),
         (("params=60%",), {"profile": "weights=nan"}, InputError, "profile=weights=nan: give bf16, fp8, fp4"),
         (("params=60%",), {"training": {"lora": 2}}, UnsupportedError, "lora and dora stand beside weights"),
         (("params=60%",), {"training": {"dora": 2}}, UnsupportedError, "lora and dora stand beside weights"),

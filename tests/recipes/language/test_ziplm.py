@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from functools import partial
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ import tiny
 import toys
 from secateur._utils.rundir import Run
 from secateur.data import texts
-from secateur.errors import BudgetError, InfeasibleError
+from secateur.errors import BudgetError, InfeasibleError, InputError
 from secateur.recipes.language import ziplm
 from secateur.recover.training import loop, objectives
 from secateur.runs import keywords
@@ -142,6 +144,26 @@ def test_two_budgets_are_a_family_that_resumes(tmp_path):
         assert one.cut.removed == two.cut.removed
         for name, tensor in one.subject.model.state_dict().items():
             assert torch.equal(tensor, two.subject.model.state_dict()[name]), name
+
+
+def test_students_that_are_done_are_let_go_of(tmp_path, monkeypatch):
+    """Each was held with its database until the last budget, beside the original and the one that is worked on."""
+    seen, alive, build = [], [], database.build
+
+    def watched(*given, **how):
+        gc.collect()
+        alive.append(sum(one() is not None for one in seen))
+        seen.append(weakref.ref(given[1]))
+        return build(*given, **how)
+
+    monkeypatch.setattr(database, "build", watched)
+    how = keywords.check_options(ziplm.ziplm, {**QUICK, "trials": 0})
+    budgets = [Budget.parse(f"params={share}%") for share in (90, 80, 70, 65)]
+    start = subject()
+    with Run.open(tmp_path, {}) as run:
+        for found in ziplm.ziplm(start, DATA, budgets, run, **how):
+            del found
+    assert alive == [0, 1, 1, 1]  # the original alone
 
 
 def test_one_shot_cuts_every_budget_from_the_original(tmp_path):
@@ -298,6 +320,13 @@ def test_the_student_holds_the_compensated_weights(tmp_path, monkeypatch):
 def test_a_pattern_is_no_budget_of_units(tmp_path, budget):
     with pytest.raises(BudgetError, match=f"ziplm can't meet {budget}: it cuts units"):
         results(tmp_path, ["params=90%", budget])
+
+
+def test_losses_that_weigh_nothing_are_refused_before_anything_is_scored(tmp_path):
+    with pytest.raises(InputError, match="task=0, logit=0, token=0 leave nothing to learn by"):
+        results(tmp_path, ["params=80%"], steps=2, task=0.0, logit=0.0, token=0.0)
+    with pytest.raises(InputError, match=r"option token=-1.0 of ziplm"):
+        results(tmp_path, ["params=80%"], token=-1.0)
 
 
 def test_a_later_budget_out_of_reach_is_refused_before_the_first_is_trained(tmp_path, monkeypatch):

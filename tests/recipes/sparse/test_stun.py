@@ -67,7 +67,7 @@ def state(subject: Moe) -> list[tuple[dict[str, torch.Tensor], dict[str, torch.T
 
 @pytest.mark.parametrize(("total", "first"), [(0.4, 0.2), (0.65, 0.203), (0.5, 0.0), (0.3, 0.3)])
 def test_the_second_ratio_makes_up_the_total(total, first):
-    ratio = stun.second_share(total, first)
+    ratio = stun.weights.second_share(total, first)
     assert 1 - (1 - first) * (1 - ratio) == pytest.approx(total, abs=1e-12)
 
 
@@ -75,7 +75,7 @@ def test_more_than_the_total_cannot_go_first():
     with pytest.raises(
         InfeasibleError, match=r"budget weights=60%: the experts that go are 0.5 of the weights"
     ) as caught:
-        stun.second_share(0.4, 0.5, Budget.parse("weights=60%"))
+        stun.weights.second_share(0.4, 0.5, Budget.parse("weights=60%"))
     assert caught.value.reachable == 0.5
 
 
@@ -130,6 +130,16 @@ def test_every_layer_keeps_what_the_router_chooses(tmp_path):
 def test_experts_alone_may_not_be_more_than_the_budget_asks_for(tmp_path):
     with pytest.raises(InfeasibleError, match="keep more experts or fewer weights"):
         result_of(tmp_path, "weights=80%", experts=6)
+
+
+def test_experts_that_a_later_budget_can_not_have_are_refused_before_the_first_is_pruned(tmp_path, monkeypatch):
+    monkeypatch.setattr(stun.blocks, "visit", lambda *_: pytest.fail("pruned"))
+    budgets = [Budget.parse("weights=20%"), Budget.parse("pattern=2:4"), Budget.parse("weights=80%")]
+    with (
+        Run.open(tmp_path, {}) as opened,
+        pytest.raises(InfeasibleError, match=r"budget weights=80%.*keep more experts"),
+    ):
+        list(stun.stun(taught(), data(), budgets, opened, **keywords.check_options(stun.stun, {**QUICK, "experts": 6})))
 
 
 def test_uniform_leaves_as_many_in_each_layer(tmp_path):
@@ -468,6 +478,9 @@ def test_different_counts_per_layer_survive_the_disk(tmp_path):
 def test_bad_input_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"option structured=1\.0 of stun"):
         result_of(tmp_path, structured=1.0)
+    for option, value in {"kappa": -1, "floor": -1, "times": 0.0, "samples": 0, "experts": -1}.items():
+        with pytest.raises(InputError, match=f"option {option}={value} of stun"):
+            result_of(tmp_path, **{option: value})
     for budget in ("params=50%", "weights=100%"):
         with pytest.raises(BudgetError):
             result_of(tmp_path, budget)

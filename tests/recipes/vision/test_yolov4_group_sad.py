@@ -178,6 +178,7 @@ def test_all_stages_run_and_resume(tmp_path):
         (("params=60%",), {"fractions": [1.5] * 7}, "0 to below 1"),
         (("params=60%",), {"groups": ["nose"]}, "groups name 'nose'"),
         (("params=60%",), {"merge": "most"}, "option merge='most'"),
+        (("params=60%",), {"judged": 0}, "judged=0 .*: give a whole number of at least 1"),
         (("params=60%",), {"layers": ["nose"]}, "'nose'"),
         (("params=60%",), {"betas": [1.0]}, r"betas=\[1.0\] .*: give at least 3 of them"),
         (("params=60%",), {"quantile": 1.0}, r"quantile=1.0 .*: give a number above 0 and below 1"),

@@ -371,9 +371,10 @@ class Fused:
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse", "js"])
-@pytest.mark.parametrize("softcap", [None, 2.0])
-def test_fused_with_the_heads_it_is_the_same_objective_without_logits(direction, softcap):
-    student, teacher = Fused(0, 9, softcap), Fused(1, 12, softcap)  # vocabularies differ by padding
+@pytest.mark.parametrize("caps", [(None, None), (2.0, 2.0), (2.0, None), (None, 2.0), (2.0, 1.0)])
+def test_fused_with_the_heads_it_is_the_same_objective_without_logits(direction, caps):
+    """A teacher of another family has its own soft cap, or none: the student's was put on it."""
+    student, teacher = Fused(0, 9, caps[0]), Fused(1, 12, caps[1])  # vocabularies differ by padding
     totals, found = objectives.count(BATCH), []
     for fused in (False, True):
         student.widths.clear()

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 
 from secateur.errors import ModelError, SecateurError, UnsupportedError
 from secateur.subjects import Decoder, Encoder, load, open_subject
+from secateur.subjects.transformer import loading
 from secateur.vocabulary import Selection
 from subjects.tiny import make, without
 
@@ -344,3 +346,18 @@ def tokenizer(folder: Path) -> None:
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
     wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", pad_token="[PAD]")
     wrapped.save_pretrained(folder)
+
+
+def test_of_the_hub_tokenizers_of_any_kind_are_fetched_and_the_weights_once(monkeypatch):
+    patterns: dict[str, list[str]] = {}
+
+    def fetch(name: str, **asked: list[str]) -> str:
+        patterns.update(asked)
+        raise OSError("no network")
+
+    monkeypatch.setattr(loading, "snapshot_download", fetch)
+    with pytest.raises(ModelError, match="the Hub gave no model"):
+        open_subject("somebody/model")
+    needed = ["config.json", "model.safetensors", "source.spm", "bpe.codes", "1_Pooling/config.json", "LICENSE"]
+    others = ["original/model.safetensors", "onnx/config.json", "consolidated.safetensors", "pytorch_model.bin"]
+    assert [*filter_repo_objects([*needed, *others], **patterns)] == needed

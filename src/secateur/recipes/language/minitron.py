@@ -88,7 +88,7 @@ class Search:
 class StateLosses(Losses):
     """Minitron's losses (section 3)."""
 
-    task: float = 0.0
+    task: Annotated[float, Ge(0)] = 0.0
     """Weight of cross-entropy; the paper's best is none."""
     hidden: bool | None = None
     """Hidden-state loss; by default where a quarter of the layers or more went."""
@@ -172,7 +172,7 @@ def minitron(
     measures it; small models want larger learning rates than the paper's 1e-4 to 2e-4; the teacher is corrected
     before it teaches, not meanwhile, which the report finds on par.
     """
-    distillation.check_task(subject, losses.task, data)
+    distillation.check_recovery(subject, data, losses)
     check(subject, budgets, axes, losses, cache=cache, correction_steps=correction_steps)
     whole = subject.units(batch=batch, length=length).cost()
     limits = {budget: budget.absolute(whole) for budget in budgets}

@@ -75,7 +75,7 @@ class Curriculum:
 class Teaching(Losses):
     """What the sizes learn from."""
 
-    task: float = 0.0
+    task: Annotated[float, Ge(0)] = 0.0
     """Weight of cross-entropy; with a teacher that learns, of the teacher's own."""
     teacher: Literal["frozen", "learning"] = "frozen"
     """frozen: the original; learning: the whole model as it is trained, by cross-entropy."""
@@ -243,7 +243,7 @@ def check(
             f"budget {budgets[shares.index(max(shares))].brief()} is the whole model, which is trained beside the "
             "sizes and stands in the run's folder elastic: give smaller ones"
         )
-    distillation.check_task(subject, losses.task, data)
+    distillation.check_recovery(subject, data, losses)
     if losses.teacher == "learning" and not (losses.task and subject.causal):
         raise InputError("teacher=learning learns by cross-entropy of the next token: set task=1, or teacher=frozen")
     return measures[0], [1.0, *sorted(set(shares), reverse=True)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -141,7 +141,6 @@ def ziplm(
     for limit in limits.values():  # before the first of them is trained
         check_reachable(subject.units(*axes, batch=batch, length=length), table, limit, rest, dense)
 
-    @cache
     def sweeps(start: Transformer, name: str) -> Sweeps:
         sites = start.units(*axes).free()
         gone = {s.name: [s.count - k for k in grid if k < s.count] + [0] for s in sites if s.kind == "neurons"}

@@ -146,6 +146,7 @@ def slimmoe(
     if groups and kv_groups > max(groups):
         raise InputError(f"kv_groups={kv_groups}: layers have {max(groups)} KV groups at most; 0 keeps all of them")
     wanted, steps = parse_shares(stages, "stages") if stages else None, 0 if dry_run else training.whole("steps")
+    distillation.check_recovery(subject, data, distilling, training)
     orders = {}
     for budget in budgets:  # before the first of them is trained
         if budget.pattern or not budget.limits:
@@ -166,8 +167,7 @@ def slimmoe(
         return subject.forward(batch).prediction
 
     look = partial(experts.remember_likeliest, predict, subject.model, subject.layers(), looked, scoring.top)
-    likeliest = run.tensors("likeliest", look)
-    samples = experts.add_likeliest(looked, likeliest)
+    samples = experts.add_likeliest(looked, run.tensors("likeliest", look))
     stream: Any = make(train, batch=training.whole("batch"), seed=seed + 1)
     if distilling.cache and steps:
         stream = distillation.remember_teacher(
@@ -242,7 +242,7 @@ def parse_shares(given: str | Sequence[str], what: str) -> list[float] | int:
     text = ",".join(parse_list(given))
     if re.fullmatch(r"[1-9][0-9]*", text):
         return int(text)
-    shares = [float(part) / 100 for part in re.findall(r"([0-9.]+)%(?:,|$)", text.replace(" ", ""))]
+    shares = [float(part) / 100 for part in re.findall(r"([0-9]+\.?[0-9]*|\.[0-9]+)%(?:,|$)", text.replace(" ", ""))]
     if not shares or len(shares) != text.count("%") or not all(0 < share <= 1 for share in shares):
         raise InputError(f"{what}={given!r} is neither a number of stages nor shares such as 50%,20%")
     return shares

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from secateur._utils import distributed
@@ -58,7 +58,7 @@ class Distances:
 
     distance: Distance = "router"
     """router (rows alone), together (counts alone), or mixed."""
-    mix: float = 1.0
+    mix: Annotated[float, Ge(0)] = 1.0
     """Weight of the counts in the mixed distance; 1 in the official code."""
     normalise: bool = True
     """Divide the router's rows by its norm, so that one threshold fits all layers; the published mixed distance does
@@ -69,9 +69,9 @@ class Distances:
 class Outliers:
     """How OWL shares the weights that go out among the blocks."""
 
-    spread: float = 0.08
+    spread: Annotated[float, Ge(0)] = 0.08
     """OWL's lambda: densities of blocks differ by at most twice as much."""
-    times: float = 5.0
+    times: Annotated[float, Gt(0)] = 5.0
     """OWL's M, what makes an outlier; the official code's default is 3."""
 
 
@@ -82,7 +82,7 @@ class Judging:
     routed: bool = False
     """Judge the weights of experts by |W_ij| ||X_j g||, where g is the share with which each token was sent to the
     expert (MoE-Pruner), in place of |W_ij| ||X_j||."""
-    floor: int = 1
+    floor: Annotated[int, Ge(0)] = 1
     """Experts with fewer tokens are judged by the norms of all experts of their layer."""
 
 
@@ -94,16 +94,16 @@ def stun(
     *,
     structured: Annotated[float, Ge(0), Lt(1)] = 0.2,
     neurons: Annotated[float, Ge(0), Lt(1)] = 0.05,
-    experts: int = 0,
+    experts: Annotated[int, Ge(0)] = 0,
     uniform: bool = False,
     distances: Distances = Distances(distance="router", mix=1.0, normalise=True),
-    kappa: int = 3,
+    kappa: Annotated[int, Ge(0)] = 3,
     choose: Rule = "clusters",
-    seen: int = 1000,
+    seen: Annotated[int, Ge(1)] = 1000,
     method: Literal["owl", "wanda"] = "owl",
     outliers: Outliers = Outliers(spread=0.08, times=5.0),
-    samples: int = 128,
-    length: int = 128,
+    samples: Annotated[int, Ge(1)] = 128,
+    length: Annotated[int, Ge(1)] = 128,
     judging: Judging = Judging(routed=False, floor=1),
     seed: int = 0,
     dry_run: bool = False,
@@ -182,8 +182,7 @@ def stun(
                 choose_experts, mixed, tables, target, uniform=uniform, exact=bool(experts), worths=worths, rule=choose
             )
             first = run.json(f"experts-{target}", decide)
-            found = {key: {int(index): rows for index, rows in first[key].items()} for key in ("clusters", "chosen")}
-            clusters, chosen = found["clusters"], found["chosen"]
+            clusters, chosen = ({int(i): rows for i, rows in first[key].items()} for key in ("clusters", "chosen"))
             slim, gone = keep_experts(mixed, clusters, chosen, kappa, run.folder(f"means-{target}"))
             what, told = "experts", [describe_experts(mixed, clusters), f"experts judged in {passed}"]
         else:
@@ -191,7 +190,10 @@ def stun(
             what, told = "neurons", [f"{target} neurons of all layers stay"]
 
         left = blocks.count(slim)
-        rest = 1.0 - (0.0 if pattern else second_share(1.0 - share, 1.0 - left / whole, budget))
+        # So many experts are the same for every budget: a later one that they can't meet is told now.
+        for other, (goal, form) in zip(budgets, wanted, strict=True) if experts else ():
+            weights.second_share(1.0 if form else 1.0 - goal, 1.0 - left / whole, other)
+        rest = 1.0 - (0.0 if pattern else weights.second_share(1.0 - share, 1.0 - left / whole, budget))
         shares = [rest] * len(subject.layers())
         if method == "owl" and pattern is None and rest < 1.0:
             look_again = partial(
@@ -238,20 +240,6 @@ def check(subject: Model, uniform: bool, passes: int, *, experts: int = 0, choos
         raise UnsupportedError("this router chooses groups of experts first, which must stay equal: give uniform=True")
     if subject.family.experts and isinstance(subject, Transformer) and subject.whole and not uniform:
         raise UnsupportedError("layers of a part of another model must keep as many experts each: give uniform=True")
-
-
-def second_share(total: float, first: float, budget: Budget | None = None) -> float:
-    """s2 = (S - s1) / (1 - s1): what must go of the weights that are left, for a share S of all that goes in all.
-
-    Raises `InfeasibleError` where more than S went in the first stage.
-    """
-    if first > total + 1e-9:
-        raise InfeasibleError(
-            f"budget {budget}: the experts that go are {first:.4g} of the weights, more than the {total:.4g} that it "
-            "asks for; keep more experts or fewer weights",
-            1.0 - first,
-        )
-    return max(0.0, (total - first) / (1.0 - first))
 
 
 # ------------------------------------------------------------------------------------------------ without experts

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
-from annotated_types import Gt, Len, Lt
+from annotated_types import Ge, Gt, Len, Lt
 from torch import Tensor
 
 from secateur._utils import devices, rundir
@@ -86,7 +86,7 @@ class Grouping:
     fractions: Sequence[float] = ()
     """Shares to take from each group, in the order the groups run; their proportions count, for they are scaled to the
     budget. By default a scan finds them: the loss on some batches when a share of one group goes."""
-    judged: int = 4
+    judged: Annotated[int, Ge(1)] = 4
     """Batches that the scan looks at."""
 
 

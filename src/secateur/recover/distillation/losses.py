@@ -33,6 +33,8 @@ from secateur.errors import InputError
 
 __all__ = [
     "IGNORED",
+    "Answer",
+    "Capped",
     "Head",
     "Passed",
     "bucketed_kl",
@@ -41,6 +43,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_from_hidden",
     "dkd",
+    "find_head",
     "jensen_shannon",
     "jensen_shannon_from_hidden",
     "kl",
@@ -68,6 +71,15 @@ class Head(Protocol):
         ...
 
 
+class Answer(Protocol):
+    """What a model says of a batch; where it stopped before its head, with `head` and `softcap`."""
+
+    @property
+    def prediction(self) -> Tensor:
+        """Logits, or what goes into the head."""
+        ...
+
+
 class Passed:
     """The head of a teacher that has gone through its own: what comes as its states are logits [n, out_features]."""
 
@@ -77,6 +89,32 @@ class Passed:
     def __call__(self, states: Tensor) -> Tensor:
         """The same, in float32."""
         return states.to(_wide(states))
+
+
+class Capped:
+    """The head of a teacher with a soft cap c of its own, as logits [n, out_features]: ``c tanh(head(states) / c)``."""
+
+    def __init__(self, head: nn.Linear | Tensor, softcap: float | None) -> None:
+        weight, bias = _weight_and_bias(head)
+        self.weight, self.bias = weight.detach(), None if bias is None else bias.detach()
+        self.softcap, self.out_features = softcap, len(weight)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        """The logits of a few rows, in float32, without a gradient to the head."""
+        return _through_head(states, self.weight, self.bias, self.softcap)
+
+
+def find_head(answer: Answer, softcap: float | None) -> nn.Linear | Head:
+    """What makes the logits of a teacher's answer that may have stopped before its head, for a student with `softcap`.
+
+    Its head, with the cap of its own model where that is another than the student's; a teacher that is split or sharded
+    has gone through its head itself.
+    """
+    head: nn.Linear | Head | None = getattr(answer, "head", None)
+    if head is None:
+        return Passed(answer.prediction.shape[-1])
+    cap = getattr(answer, "softcap", None)
+    return Capped(head, cap) if isinstance(head, nn.Linear) and cap != softcap else head
 
 
 # A formula takes a float32 chunk of student logits [n, V] and the targets' rows for it. It returns the loss of each
@@ -806,7 +844,8 @@ def kl_from_hidden(
     Shapes: hidden [..., d] (after the final norm; widths may differ), head an `nn.Linear` or its weight [V, d]. Extra
     memory is the gradients of the student's hidden states and head, and a few [chunk, V] pieces. `softcap`:
     ``c tanh(logits / c)`` on both sides, as Gemma 2 does. A teacher's head of another kind gives its logits itself, and
-    is capped no further. Mask, vocabularies and errors as `kl`.
+    is capped no further; `find_head` makes one where the teacher's cap is another. Mask, vocabularies and errors as
+    `kl`.
     """
     formula = partial(_divergence, direction, skew, temperature)
     sides = student_hidden, student_head, teacher_hidden, teacher_head
@@ -906,11 +945,8 @@ def cross_entropy_from_hidden(
 
 def _teaching(head: nn.Linear | Tensor | Head, softcap: float | None) -> tuple[Callable[[Tensor], Tensor], int]:
     """States of a few rows -> the teacher's logits, without a gradient; and how many tokens these are of."""
-    if not isinstance(head, nn.Module | Tensor):
-        return torch.no_grad()(head), head.out_features
-    weight, bias = _weight_and_bias(head)
-    weight, bias = weight.detach(), None if bias is None else bias.detach()
-    return lambda states: _through_head(states, weight, bias, softcap), len(weight)
+    made: Head = Capped(head, softcap) if isinstance(head, nn.Module | Tensor) else head
+    return torch.no_grad()(made), made.out_features
 
 
 def _weight_and_bias(head: nn.Linear | Tensor) -> tuple[Tensor, Tensor | None]:

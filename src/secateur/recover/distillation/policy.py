@@ -58,8 +58,7 @@ def count(batch: Batch) -> dict[str, int]:
 
 def _through_heads(ours: Any, theirs: Any, mask: Tensor, beta: float, temperature: float) -> Tensor:
     """`divergence` of two answers that stopped before their heads; no logits [tokens, V] exist as a whole."""
-    head = getattr(theirs, "head", None) or losses.Passed(theirs.prediction.shape[-1])
-    sides = ours.prediction, ours.head, theirs.prediction, head, mask
+    sides = ours.prediction, ours.head, theirs.prediction, losses.find_head(theirs, ours.softcap), mask
     how: dict[str, Any] = {"temperature": temperature, "softcap": ours.softcap}
     if beta in (0, 1):
         return losses.kl_from_hidden(*sides, direction="reverse" if beta else "forward", **how)

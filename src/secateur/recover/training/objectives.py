@@ -447,8 +447,7 @@ def distil(
             near = temperature**2 * near / totals["tokens"]
             add("logit", logit, near)
         elif theirs is not None and logit and through is not None:
-            # A teacher that is split or sharded has gone through its head itself.
-            head = getattr(theirs, "head", None) or losses.Passed(theirs.prediction.shape[-1])
+            head = losses.find_head(theirs, ours.softcap)
             sides = ours.prediction, through, theirs.prediction, head, mask_of(batch)
             about: dict[str, Any] = {"temperature": temperature, "softcap": ours.softcap}
             if direction == "js":

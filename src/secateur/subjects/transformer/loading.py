@@ -68,6 +68,9 @@ _FETCHED = [
     "*.json",
     "*.txt",
     "*.model",
+    "*.spm",
+    "*.codes",
+    "*.tiktoken",
     "*.jinja",
     "LICENSE*",
     "LICENCE*",
@@ -76,7 +79,8 @@ _FETCHED = [
     "USE_POLICY*",
     "README.md",
 ]
-_LEFT = ["onnx/*", "openvino/*", "consolidated*"]
+_LEFT = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
+"""Other forms of the same weights, such as those of gpt-oss in `original`."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 
 
