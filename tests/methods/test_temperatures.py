@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from secateur.errors import InputError
-from secateur.methods.temperatures import AXES, advise, pick, walk
+from secateur.methods.temperatures import AXES, advise, find_checkpoints, pick, walk
+from secateur.subjects.transformer.files import write_index
 
 
 @pytest.mark.parametrize(
@@ -56,3 +57,23 @@ def test_advice_and_choice():
     assert [advise(one) for one in ("I", "II-A", "II-B")] == ["warmer", "cooler", "keep"]
     assert pick([-0.2, 0.0, 0.01, -0.04], [0.99, 0.9, 0.95, 0.93], barrier=0.05) == 2
     assert pick([-0.2, -0.1], [0.99, 0.9], barrier=0.05) == 1
+
+
+def test_a_checkpoint_in_several_files_is_found_by_its_index(tmp_path):
+    """None of its files is one of its own, wherever it lies; one file goes before an index, as for transformers."""
+    for place in (tmp_path, tmp_path / "checkpoint-5", tmp_path / "checkpoint-9"):
+        place.mkdir(exist_ok=True)
+        (place / "model-00001-of-00002.safetensors").touch()
+        write_index(place, {"weight": "model-00001-of-00002.safetensors"}, 4)
+    (tmp_path / "checkpoint-9" / "model.safetensors").touch()
+    found = {
+        name: str(file.relative_to(tmp_path)) for name, (file, _) in find_checkpoints(tmp_path, AXES["lr"]).items()
+    }
+    assert found == {
+        "checkpoint-5": "checkpoint-5/model.safetensors.index.json",
+        "checkpoint-9": "checkpoint-9/model.safetensors",
+        "model": "model.safetensors.index.json",
+    }
+    (tmp_path / "model.safetensors.index.json").unlink()
+    (tmp_path / "model-00001-of-00002.safetensors").unlink()
+    assert list(find_checkpoints(tmp_path, AXES["lr"])) == ["checkpoint-9", "checkpoint-5"]

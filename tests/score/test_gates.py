@@ -3,6 +3,7 @@
 import itertools
 import weakref
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,6 +44,16 @@ def test_frequency_is_the_share_of_inputs():
 def test_unanimous_counts_both_sides_and_what_is_near():
     assert gates.unanimous(gates.frequency(VOTES)) == 0.5
     assert gates.unanimous({"a": torch.tensor([0.0, 0.01, 0.02, 0.985, 0.99, 1.0])}) == pytest.approx(4 / 6)
+
+
+def test_what_stays_follows_the_majority_of_the_inputs():
+    often, keep = gates.frequency(VOTES), {"a": np.array([True, True, False]), "b": np.array([False])}
+    assert gates.is_majority(keep, often)
+    assert gates.is_majority({**keep, "c": np.array([True])}, often), "of what has no gates nothing is asked"
+    for name, place in (("a", 1), ("a", 2), ("b", 0)):
+        other = keep[name].copy()
+        other[place] = not other[place]
+        assert not gates.is_majority({**keep, name: other}, often)
 
 
 def test_agreement_is_the_mean_over_pairs():

@@ -10,6 +10,7 @@ import pytest
 import tiny
 from recipes.sparse.oneshot import taught
 from secateur.clients.completions import Local, Writing
+from secateur.data import texts
 from secateur.errors import DataError, InputError
 from secateur.methods.tasks import Item, Line, Task
 from secateur.reports import sheet as pages
@@ -234,3 +235,25 @@ def test_a_dry_run_counts_and_writes_nothing(place):
     sheet = ask(place, "dry", dry_run=True)
     assert "6 models" in sheet.headline
     assert not (place / "dry").exists()
+
+
+def test_a_length_beyond_the_texts_is_refused_by_a_dry_run(place, tmp_path):
+    """It was found out by the run, be it after the models that read no texts had answered everything."""
+    (tmp_path / "few.txt").write_text("\n".join(tiny.chains(3)))
+
+    def plan(**given):
+        asked = {"tasks": [str(place / "facts.jsonl")], **QUICK, "methods": ["wanda"], "length": 12, **given}
+        how = {"out": tmp_path / "out", "dry_run": True}
+        return executor.study("kick", str(place / "model"), str(tmp_path / "few.txt"), **how, **asked)
+
+    assert plan().figures["models"] == 4
+    for given, words in (
+        ({"length": 500}, r"the held-out part of few\.txt holds \d\d tokens, less than one batch: 500 are needed"),
+        ({"recover": 2}, r"few\.txt holds \d\d tokens, less than one batch: 96 are needed"),
+    ):
+        with pytest.raises(DataError, match=words):
+            plan(**given)
+    held = scoring.Held(texts.read(["one two"]), texts.read(tiny.chains(4)), 24)
+    with pytest.raises(DataError, match="less than one batch: 24 are needed"):
+        scoring.check_texts(taught(), held, [Config("wanda", "50%")])
+    scoring.check_texts(taught(), held, [Config("wanda", "0%"), Config("rtn", "8bit")])

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from secateur.methods import siblings
 from secateur.recover.training import loop
 from secateur.runs import keywords
 from secateur.studies import executor, regimes
+from secateur.subjects.transformer.files import write_index
 
 QUICK = {
     "epochs": 1.5,
@@ -225,6 +227,34 @@ def test_checkpoints_of_a_language_model_are_folders_as_transformers_leaves_them
     assert not (tmp_path / "o").exists()
 
 
+def in_parts(folder, state):
+    """A state dict as transformers leaves a large one: in several files, with their index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    places = {name: f"model-0000{1 + at % 2}-of-00002.safetensors" for at, name in enumerate(state)}
+    for file in set(places.values()):
+        save_file({name: state[name] for name, place in places.items() if place == file}, folder / file)
+    write_index(folder, places, 0)
+
+
+def test_checkpoints_in_several_files_are_as_those_in_one(tmp_path, monkeypatch):
+    checkpoints(tmp_path / "whole", "epoch-20", "epoch-100")
+    parts = tmp_path / "parts"
+    for seed, name in enumerate(("epoch-20", "epoch-100")):
+        in_parts(parts / name, nets.vgg(seed=seed).state_dict())
+    how = {"temperatures": (), "densities": (0.5,), "epochs": 1}
+    found = [answered(tmp_path / f"out-{name}", checkpoints=str(tmp_path / name), **how) for name in ("whole", "parts")]
+    assert found[0].figures == found[1].figures
+    with monkeypatch.context() as broken:
+        broken.setattr(loop, "train", lambda *given, **how: 1 / 0)
+        assert answered(tmp_path / "out-parts", checkpoints=str(parts), **how).tables == found[1].tables
+        in_parts(parts / "epoch-20", nets.vgg(seed=9).state_dict())
+        with pytest.raises(ZeroDivisionError):  # other weights under the same names are another network
+            answered(tmp_path / "out-parts", checkpoints=str(parts), **how)
+    (parts / "epoch-20" / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(InputError, match=r"epoch-20 lacks model-00002-of-00002.safetensors, which its index names"):
+        answered(tmp_path / "o", checkpoints=str(parts), **how, dry_run=True)
+
+
 def test_checkpoints_without_numbers_are_chosen_from_and_not_ordered(tmp_path):
     folder = checkpoints(tmp_path / "runs", "small", "large")
     how = {"temperatures": (), "checkpoints": folder, "densities": (0.5,), "epochs": 1}
@@ -300,6 +330,21 @@ def test_no_pass_has_more_examples_than_a_step_however_many_there_are(tmp_path):
             tmp_path, epochs=0.5, temperatures=(0.25, 0.5), densities=(0.5,), batch=10, judged=nets.data(30, seed=1)
         )
     assert max(rows) == 10
+
+
+def test_what_is_judged_on_has_the_classes_of_the_data(tmp_path):
+    """A folder without the first class has the second as its first: all networks were wrong on what they knew."""
+    names = ("a", "b", "c", "d")
+    data, held = (replace(nets.data(*one), classes=names) for one in ((60, 0), (40, 5)))
+    held = held.take(torch.nonzero(held.labels > 0).flatten())
+    own = replace(held, labels=held.labels - 1, classes=names[1:])
+    how = {**QUICK, "epochs": 1, "temperatures": (0.5, 1), "densities": (0.5,)}
+    for name, judged in (("as the data", held), ("by itself", own)):
+        executor.study("regimes", network(), data, tmp_path / name, judged=judged, **how)
+    assert figures(tmp_path / "as the data")["cells"] == figures(tmp_path / "by itself")["cells"]
+    other = replace(own, classes=("b", "c", "e"))
+    with pytest.raises(DataError, match="give both the same classes"):
+        executor.study("regimes", network(), data, tmp_path / "o", judged=other, dry_run=True, **how)
 
 
 def test_a_dry_run_counts_and_trains_nothing(tmp_path, monkeypatch):

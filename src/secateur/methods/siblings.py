@@ -31,6 +31,7 @@ from secateur.recover.sparsity.masks import Masks
 from secateur.recover.training import norms, objectives
 from secateur.score.similarity import cka
 from secateur.select import ranking
+from secateur.subjects.transformer import files
 from secateur.vocabulary import Budget, Recovery, Site, Training, Units
 
 __all__ = [
@@ -128,13 +129,14 @@ def close_smallest(
 
 
 def load_state(path: Path, like: State) -> State:
-    """The state dict in a safetensors file, where it fits the network whose state is `like`.
+    """The state dict in a safetensors file, or in those of an index, where it fits the network whose state is `like`.
 
     What the network has twice under two names may be there once. Raises `InputError` for a file that can't be read, or
     is of another architecture.
     """
     try:
-        found = load_file(str(path))
+        parts = files.find_tensors(path.parent) if path.name == files.INDEX else None
+        found = load_file(str(path)) if parts is None else dict(files.read_tensors(parts))
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} can't be read as safetensors ({error}): write it again with save_file") from error
     places = {tensor.data_ptr(): found[name] for name, tensor in like.items() if name in found}

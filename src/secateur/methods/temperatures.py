@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from secateur._utils.checkpoints import read_index
 from secateur.errors import InputError
 from secateur.measure.connectivity import Regime
+from secateur.subjects.transformer.files import INDEX, WHOLE
 
 __all__ = ["AXES", "Advice", "Axis", "Walk", "advise", "find_checkpoints", "pick", "walk"]
 
@@ -65,12 +67,19 @@ AXES = {
 def find_checkpoints(folder: str | Path, axis: Axis) -> dict[str, tuple[Path, float]]:
     """Name -> (state dict in `folder`, NAME.safetensors or NAME/model.safetensors; its temperature), the warmest first.
 
-    A temperature is the last number in a name; where not each has another one, all are NaN, and stand by name. Raises
-    `InputError` for a folder without any, or with one name twice.
+    Of one in several files it is their index, NAME/model.safetensors.index.json. A temperature is the last number in a
+    name; where not each has another one, all are NaN, and stand by name. Raises `InputError` for a folder without any,
+    with one name twice, or with an index that is none.
     """
     folder = Path(folder)
-    found = {file.stem: file for file in folder.glob("*.safetensors")}
-    for file in folder.glob("*/model.safetensors"):
+    whole = (folder / WHOLE).is_file() or not (folder / INDEX).is_file()
+    parts = set[str]() if whole else set(read_index(folder / INDEX).values())
+    found = {file.stem: file for file in folder.glob("*.safetensors") if file.name not in parts}
+    if not whole:
+        found[WHOLE.partition(".")[0]] = folder / INDEX
+    for file in [*folder.glob(f"*/{WHOLE}"), *folder.glob(f"*/{INDEX}")]:
+        if file.name == INDEX and (file.parent / WHOLE).is_file():
+            continue
         if found.setdefault(file.parent.name, file) != file:
             name = file.parent.name
             raise InputError(

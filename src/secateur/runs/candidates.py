@@ -27,6 +27,7 @@ from secateur.data.texts import Corpus
 from secateur.errors import DataError, InputError, NumericalError, RunError, UnsupportedError
 from secateur.methods import pruning, retraining
 from secateur.methods.retraining import Classifier, Classifying, Figures, ImageTask, TextTask
+from secateur.runs import splits
 from secateur.runs.backends import of_source
 from secateur.select import subsets
 from secateur.select.arrays import as_numpy
@@ -48,6 +49,7 @@ __all__ = [
     "is_drawn",
     "make_task",
     "parse_settings",
+    "read_judged",
 ]
 
 Part: TypeAlias = Examples | Corpus
@@ -277,6 +279,17 @@ def choice(setting: Setting, name: str, scores: Mapping[str, np.ndarray]) -> Can
 
 
 # ------------------------------------------------------------------------------------------------------------- tasks
+
+
+def read_judged(judged: str | Part, data: Part, subject: Classifier) -> Part | None:
+    """The examples or texts that a study judges on, as `data` are read; None where `judged` is "".
+
+    Raises `DataError` for what can't be read, for classes of other names, and for what the subject can't take.
+    """
+    if isinstance(data, Examples):
+        return splits.read_judged(judged, data, cast(Traced, subject))
+    backend = of_source(subject)
+    return backend.fit_data(backend.read(judged), subject) if judged else None
 
 
 def make_task(

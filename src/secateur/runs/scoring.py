@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 from secateur._utils import http
@@ -28,7 +29,7 @@ from secateur.runs.compression import DENSE, Config, compress, count_bytes
 from secateur.subjects import Transformer
 from secateur.vocabulary import Figure, Training
 
-__all__ = ["Held", "Model", "check_models", "is_served", "open_judge", "score_model", "score_served"]
+__all__ = ["Held", "Model", "check_models", "check_texts", "is_served", "open_judge", "score_model", "score_served"]
 
 RANK = 8
 """Of the adapters that win back what was lost."""
@@ -161,6 +162,20 @@ def check_models(subject: Transformer, tasks: Sequence[Task], beside: Sequence[s
     for task in tasks:
         for item in task.items:
             asking.build_prompt(task, item, original)
+
+
+def check_texts(subject: Transformer, held: Held, configs: Iterable[Config], *, recover: int = 0) -> None:
+    """Refuse, before anything is compressed, texts that hold too little at their length for what is done with them.
+
+    What is held out has a sequence to measure on; the rest a window, where a config is calibrated on it, and a batch
+    where adapters learn from it for `recover` steps. Raises `DataError`, as the run itself would.
+    """
+    read = partial(texts.batches, tokenizer=subject.tokenizer, length=held.length)
+    read(held.judged, packed=subject.causal, batch=1)
+    if any(one.calibrated and one.variant != "traces" and (one.bits or one.sparsity) for one in configs):
+        texts.windows(held.train, subject.tokenizer, 1, held.length, packed=subject.joins_texts)
+    if recover:
+        read(held.train, packed=subject.joins_texts, batch=8)  # as `_recover`
 
 
 def _split_address(url: str) -> tuple[str, str]:

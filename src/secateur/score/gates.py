@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from secateur.errors import DataError, InputError
+from secateur.vocabulary import Array
 
-__all__ = ["Votes", "agreement", "collect", "frequency", "unanimous"]
+__all__ = ["Votes", "agreement", "collect", "frequency", "is_majority", "unanimous"]
 
 B = TypeVar("B")
 
@@ -57,6 +58,11 @@ def unanimous(frequencies: Mapping[str, Tensor], eps: float = 0.01) -> float:
     """The share of gates with f in [0, eps] or [1 - eps, 1]: those that say the same for (nearly) every input."""
     every = torch.cat([value.reshape(-1) for value in frequencies.values()])
     return float(((every <= eps) | (every >= 1.0 - eps)).double().mean())
+
+
+def is_majority(keep: Mapping[str, Array], frequencies: Mapping[str, Tensor]) -> bool:
+    """Whether those units stay, of each place (name -> [units]), that are on for half of the inputs, and no others."""
+    return all(torch.equal(torch.as_tensor(keep[name]).bool(), f >= 0.5) for name, f in frequencies.items())
 
 
 def agreement(votes: Votes) -> float:

@@ -29,7 +29,16 @@ from secateur.reports.charts import Line as Curve
 from secateur.reports.sheet import Chart, Sheet, Table, percent
 from secateur.runs.backends.language import Language
 from secateur.runs.compression import CALIBRATED, DENSE, METHODS, QUANTISERS, Config, check_grid, find_beside, make_grid
-from secateur.runs.scoring import Held, Model, check_models, is_served, open_judge, score_model, score_served
+from secateur.runs.scoring import (
+    Held,
+    Model,
+    check_models,
+    check_texts,
+    is_served,
+    open_judge,
+    score_model,
+    score_served,
+)
 from secateur.subjects import Transformer
 from secateur.vocabulary import Figure
 
@@ -460,6 +469,7 @@ def plan(
     recover: int,
     judge: str,
     passes: int,
+    length: int,
     **others: object,
 ) -> dict[str, int]:
     """How many models and answers `kick` will make; what it would refuse is refused here."""
@@ -469,6 +479,7 @@ def plan(
     grid = _make_grid(methods, sparsity, patterns, bits, seeds, samples, calibration)
     check_models(subject, asked, beside)
     check_grid(subject, grid)
+    check_texts(subject, Held.of(data, length), grid, recover=recover)
     many = 1 + len(grid) * (2 if recover else 1) + len(find_beside(beside))
     return {"models": many, "answers": many * passes * sum(len(task.items) for task in asked)}
 

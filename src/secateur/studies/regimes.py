@@ -48,10 +48,11 @@ from secateur.recover.sparsity import masks
 from secateur.recover.training import initialise, loop
 from secateur.runs import keywords
 from secateur.runs.backends import of_source
-from secateur.runs.candidates import Part
+from secateur.runs.candidates import Part, read_judged
 from secateur.runs.regime_map import MAGNITUDE, RANDOM, Key, RegimeMap, Siblings
 from secateur.runs.regime_settings import LAST, Settings, Temperature
 from secateur.subjects.network.traced import Traced
+from secateur.subjects.transformer.files import INDEX
 from secateur.vocabulary import Training
 
 if TYPE_CHECKING:
@@ -135,8 +136,9 @@ def regimes(
         temperature: what is turned in the dense training. Fewer "epochs" of one run and a smaller "batch" are warmer; a
             larger "rho" (sharpness-aware minimisation), "lr" and "weight_decay" are warmer.
         temperatures: its values; eighths of the epochs, or shares of what the training has, unless given.
-        checkpoints: a folder of state dicts, NAME.safetensors or NAME/model.safetensors, in place of dense trainings;
-            the last number in a name is its temperature. Without numbers the study chooses one and gives no direction.
+        checkpoints: a folder of state dicts, NAME.safetensors or NAME/model.safetensors, also in several files with
+            their index, in place of dense trainings; the last number in a name is its temperature. Without numbers the
+            study chooses one and gives no direction.
         densities: shares of weights that stay.
         allocation: "uniform", the same density in every layer, or "global", one threshold.
         layers: "convolutions", or "matrices": linears too, but for the last layer.
@@ -223,6 +225,15 @@ def regimes(
     return map_of(found)
 
 
+def _hash_state(file: Path) -> str:
+    """sha256 of a checkpoint: of its file, or of all tensors in those of an index."""
+    if file.name != INDEX:
+        return storage.digest(file)
+    from secateur.subjects.transformer.origin import hash_folder  # which loads transformers
+
+    return hash_folder(file.parent)
+
+
 def _cells(settings: Settings) -> list[Key]:
     kinds = (MAGNITUDE, RANDOM) if settings.control else (MAGNITUDE,)
     return [Key(*one) for one in itertools.product(kinds, settings.sources, settings.shares)]
@@ -258,9 +269,8 @@ class _Work:
         self.backend = of_source(subject)
         self.batch = settings.retraining.whole("batch")
         self.data = self._limit(data)
-        self.apart: Part | None = None
-        if settings.judged:
-            self.apart = self._limit(self.backend.fit_data(self.backend.read(settings.judged), subject))
+        apart = read_judged(settings.judged, data, subject)
+        self.apart = None if apart is None else self._limit(apart)
         if settings.augment and not isinstance(data, Examples):
             raise InputError("augment changes inputs of networks, and these are texts: leave it out")
         self.moved: Augment | None = plugins.function(settings.augment) if settings.augment else None
@@ -342,7 +352,7 @@ class _Work:
         if not isinstance(self.data, Examples):
             about["tokens"] = settings.tokens
         file = settings.files.get(temperature)
-        name = temperature if file is None else f"{temperature}-{storage.digest(file)[:12]}"
+        name = temperature if file is None else f"{temperature}-{_hash_state(file)[:12]}"
         train, held = self.split(trial.seed)
         with Run.open(self.folder / f"seed-{trial.seed}", {**about, "seed": trial.seed, **fixed}) as run:
             if trial.seed not in self._dense.setdefault(temperature, {}):

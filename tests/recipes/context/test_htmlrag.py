@@ -312,6 +312,16 @@ def test_a_long_line_over_a_list_does_not_end_the_page():
     assert result.subject.text() == "Opal ripens in July. Opal: red"
 
 
+@pytest.mark.parametrize("form", ["<h2>{}</h2><p>{}</p>", "<section><h2>{}</h2><p>{}</p></section>"])
+def test_a_budget_holds_where_tags_are_numbered_that_meet_once_others_went(form):
+    """A section that keeps its paragraph alone is unwrapped, and so siblings of one name are told apart."""
+    parts = (form.format("o", f"land{i} {' '.join(WORDS[: 1 + i % 4])}") for i in range(12))
+    page = open_page(f"<div>{''.join(parts)}</div>")
+    for limit in range(40, 400, 9):
+        (result,) = run(page, "land3 and land8", f"tokens={limit}", tokenizer=letters, block=1)
+        assert len(result.subject.html()) == result.cut.after["tokens"] <= limit
+
+
 def test_what_was_hidden_is_noted():
     page, memory = open_page("<p>seen</p><p hidden>no one</p>", numbered=False), Transient()
     (result,) = run(page, "seen?", "words=5", into=memory)
@@ -369,8 +379,11 @@ def test_a_reader_is_asked_with_the_page_in_backticks_which_the_page_can_not_end
     assert "Who is it?" in asked
 
 
-def test_the_coarse_cut_leaves_what_the_path_model_can_read(monkeypatch):
-    page, model, lengths = open_page(source(), numbered=False), local(window=900), []
+@pytest.mark.parametrize("fine", [0, 1])
+def test_the_coarse_cut_leaves_what_the_path_model_can_read(monkeypatch, fine):
+    """However finely it is split then: tags that are split have numbers, and take more tokens."""
+    lines = (f"<div><p>land{i} is</p><p>one</p><p>two</p><p>of</p></div>" for i in range(40))
+    page, model, lengths = open_page("".join(lines), numbered=False), local(window=900), []
     real = likely.likelihood
 
     def noted(network, prompt, paths):
@@ -378,7 +391,7 @@ def test_the_coarse_cut_leaves_what_the_path_model_can_read(monkeypatch):
         return real(network, prompt, paths)
 
     monkeypatch.setattr(likely, "likelihood", noted)
-    run(page, QUESTION, "tokens=5000", tokenizer=letters, path_model=model, block=16)
+    run(page, QUESTION, "tokens=5000", tokenizer=letters, path_model=model, block=16, fine=fine)
     assert lengths
     assert 600 < max(lengths) <= 900
 
@@ -404,6 +417,26 @@ def test_a_path_model_learns_where_answers_stand(tmp_path):
     assert recovery.steps == 24
     assert "32 samples of 32 rows" in notes[0]
     assert right() == 6 > before
+
+
+def test_samples_of_pages_larger_than_the_model_reads_have_their_targets(monkeypatch, tmp_path):
+    """Split finely for the sample, a page took more than was counted: nothing was left of the answer, or less."""
+    parts = (f"<div><p>land{i} is</p><p>one</p><p>two</p><p>of town{i}</p></div>" for i in range(40))
+    rows, samples = [{"question": "land7?", "documents": ["".join(parts)], "answers": ["of town7"]}], []
+    make = module.make_sample
+
+    def spy(*given):
+        samples.append(make(*given))
+        return samples[-1]
+
+    monkeypatch.setattr(module, "make_sample", spy)
+    training = Training(epochs=1.0, lr=1e-3, accumulate=1)
+    with Run.open(tmp_path / "run", {}) as into:
+        module.train(local(900), rows, into, windows=(4096,), rates=(1.0,), fine=1, training=training)
+    (sample,) = samples
+    assert sample["labels"].shape == sample["input_ids"].shape
+    assert 600 < sample["labels"].shape[1] <= 900
+    assert "<p3>" in tiny.letters().decode(sample["labels"][sample["labels"] != -100])
 
 
 def test_pages_that_judge_a_training_are_in_none_of_its_epochs(monkeypatch, tmp_path):

@@ -34,7 +34,7 @@ from secateur.runs import keywords
 from secateur.score import votes
 from secateur.subjects.dataset.examples import ExampleSet
 from secateur.subjects.network.traced import Traced, open_traced, reload_traced
-from secateur.vocabulary import Budget
+from secateur.vocabulary import Budget, Training
 
 CLASSES = 8
 QUICK = {"batch": 24, "surrogate_epochs": 6, "epochs": 2, "probe_epochs": 10, "probe_lr": 0.05, "tune_epochs": 3,
@@ -341,6 +341,38 @@ def test_a_surrogate_of_other_classes_is_refused_before_it_is_trained(tmp_path, 
     monkeypatch.setattr(module, "fit", lambda *given, **how: pytest.fail("trained before it refused"))
     with pytest.raises(InputError, match=r"the surrogate gives logits of shape \[1, 5\], the source has 8 classes"):
         results(tmp_path / "run", files, surrogate=f"{files / 'small.py'}:narrow")
+
+
+def test_fine_tuning_that_was_stopped_goes_on_where_it_stood(tmp_path, files, monkeypatch):
+    real, steps = module.transfer.classify, [0, 0]
+
+    def stop_at(most):
+        def classify(model, **how):
+            objective, tunes = real(model, **how), model[-1].out_features == 2
+
+            def count(batch, totals):
+                steps[tunes] += 1
+                if steps[1] == most:
+                    raise KeyboardInterrupt
+                return objective(batch, totals)
+
+            return count
+
+        steps[:] = [0, 0]
+        monkeypatch.setattr(module.transfer, "classify", classify)
+
+    how = {"surrogate_epochs": 1, "epochs": 1, "probe_epochs": 0, "tune_epochs": 3, "training": Training(every=2)}
+    stop_at(8)
+    with pytest.raises(KeyboardInterrupt):
+        results(tmp_path / "run", files, **how)
+    stop_at(0)
+    results(tmp_path / "run", files, **how)
+    assert steps == [0, 12 - 6], "of twelve steps the last checkpoint has six"
+    results(tmp_path / "whole", files, **how)
+    ours, whole = (tmp_path / run / "work" for run in ("run", "whole"))
+    for name in ("transfer-classes=50%.json", "tuned-classes=50%/model.safetensors"):
+        assert (ours / name).read_bytes() == (whole / name).read_bytes()
+    assert not list(tmp_path.rglob("tuned-*/training")), "a checkpoint goes once it is of no more use"
 
 
 def test_an_attack_is_trained_against_and_judged(tmp_path, files):

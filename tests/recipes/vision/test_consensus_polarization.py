@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -345,6 +346,26 @@ def test_the_margin_moves_the_target_and_norms_stay_where_that_is_asked_for(tmp_
     for reestimate in (False, True):
         results(tmp_path / str(reestimate), ["params=60%"], mode="layer", reestimate=reestimate, dry_run=True)
         assert len(calls) == reestimate
+
+
+@pytest.mark.parametrize("votes", ["all on", "half of them on"])
+def test_norms_are_averaged_anew_where_gates_that_agree_are_overruled(tmp_path, monkeypatch, votes):
+    """The budget takes branches that all gates wanted: norms were those of the whole network."""
+    real, calls = recipe.ask, []
+    monkeypatch.setattr(recipe.norms, "reestimate", lambda *_: calls.append(None))
+
+    def ask(*given):
+        found, sure = real(*given)
+        off = list(found.on)[: 0 if votes == "all on" else 2]
+        return replace(found, on={name: on * (name not in off) for name, on in found.on.items()}), sure
+
+    monkeypatch.setattr(recipe, "ask", ask)
+    results(tmp_path, ["params=60%"], mode="layer", dry_run=True)
+    (file,) = tmp_path.rglob("gates-*.json")
+    said = json.loads(file.read_text())
+    assert said["unanimous"] == 1.0
+    assert (said["overruled"] > 0) == (votes == "all on")
+    assert len(calls) == (votes == "all on")
 
 
 def test_gates_in_a_loop_of_ones_own():

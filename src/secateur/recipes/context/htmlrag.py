@@ -185,7 +185,7 @@ Row = dict[str, Any]
 
 def cost(page: Page, counts: Counts) -> dict[str, float]:
     """Measure -> what the page takes, written as it is; in `READ`, as the path model reads it."""
-    numbered = {READ: page.html(numbered=True)} if READ in counts else {}
+    numbered = {READ: page.split(0).html(numbered=True)} if READ in counts else {}
     return {"words": float(markup.words(page.text()))} | {
         name: float(count([numbered.get(name) or page.to_text()])[0]) for name, count in counts.items()
     }
@@ -279,7 +279,7 @@ def is_within(limit: Mapping[str, float], spent: Mapping[str, float], times: int
 
 def cost_kept(page: Page, keep: np.ndarray, counts: Counts) -> dict[str, float]:
     """Measure -> what the page takes with the blocks of `keep` alone."""
-    if READ in counts:
+    if READ in counts or page.numbered:  # tags that meet where others went have numbers only then
         return cost(page.cut(Selection({"page": keep}))[0], counts)
     text, words = page.draft(keep)
     return {"words": float(words)} | {name: float(count([text])[0]) for name, count in counts.items()}
@@ -444,8 +444,8 @@ def train(
         question = " ".join(str(row["question"]).split())
         page = open_page(row["documents"])
         for window in (window for window, share in zip(windows, rates, strict=True) if draw.random() < share):
-            read = {"tokens": encoders.counter(model.tokenizer)}
-            limit = {"tokens": min(float(window), room(model, question, page))}
+            read = {READ: encoders.counter(model.tokenizer)}
+            limit = {READ: min(float(window), room(model, question, page))}
             rate = partial(score_texts, question=question, similarity=similarity, headed=headed)
             smaller, _ = reduce_page(page, limit, read, block, rate, Transient(), "coarse")
             sample = make_sample(smaller.split(fine), question, row["answers"], model)

@@ -189,6 +189,7 @@ def dp4tl(
                 carry_over, network, last, learned, held, transfers, training, pixels, augment=moved, radius=attack,
                 seed=seed, folder=run.folder(f"tuned-{budget}"),
             ))  # fmt: skip
+            shutil.rmtree(run.folder(f"tuned-{budget}") / "training", ignore_errors=True)  # its end is known
             shown = ", ".join(f"{name} {100 * value:.1f}%" for name, value in accuracies.items())
             notes.append(f"target, {len(held)} examples that were held out: {shown}")
         yield Result(str(budget), network, cut, dict(chosen.spent), recovery, tuple(notes))
@@ -417,9 +418,9 @@ def carry_over(
     augment: Augment | None = None,
     radius: float = 0.0,
     seed: int = 0,
-    folder: Path | None = None,
+    folder: Path,
 ) -> dict[str, float]:
-    """Step 5: name of a transfer -> accuracy on `held`. folder: of what was fine-tuned."""
+    """Step 5: name of a transfer -> accuracy on `held`. folder: of what was fine-tuned, and of its checkpoint."""
     assert learned.labels is not None
     classes, accuracies = int(learned.labels.max()) + 1, dict[str, float]()
     adamw = "adamw" if training.optimizer == "sgd" else training.optimizer or "adamw"
@@ -441,8 +442,7 @@ def carry_over(
     if tuning.epochs:
         model = transfer.with_head(network.model, last, classes, seed=seed)
         objective = transfer.classify(model, radius=radius, pixels=pixels)
-        fit(model, learned, tuning, objective=objective, augment=augment, seed=seed)
+        fit(model, learned, tuning, objective=objective, augment=augment, seed=seed, folder=folder / "training")
         judge("full fine-tuning", model)
-        if folder is not None:
-            Traced(model, network.inputs).save(folder)
+        Traced(model, network.inputs).save(folder)
     return accuracies

@@ -122,7 +122,7 @@ def consensus_polarization(
         polarization: lambda_polar; 0 leaves the gates free to differ from input to input.
         aim, shape: see these classes.
         threshold: least f that stays.
-        reestimate: batch norms are averaged anew, without training, if some gates did not agree.
+        reestimate: batch norms are averaged anew, without training, if some gates did not agree, or were overruled.
         dry_run: no training: the gates are as they start.
 
     Departures: only the paper's abstract could be read, so the equations are a reconstruction that agrees with it. The
@@ -180,7 +180,8 @@ def consensus_polarization(
 
         with loop.place_for_training(work.model, doors, small.model):
             accuracy = {"before norms": _accuracy(small.model, held, batch)}
-            if reestimate and statistics.unanimous(often) < 1.0:
+            # What stays against the votes has norms of another network, however sure each gate was.
+            if reestimate and (statistics.unanimous(often) < 1 or not statistics.is_majority(selection.keep, often)):
                 norms.reestimate(small.model, partial(_run, small.model), feed)
             with doors.on(work.model):
                 accuracy["dynamic"] = _accuracy(work.model, held, batch)
