@@ -25,3 +25,10 @@ def test_texts_that_give_no_sequence_are_refused():
     subject = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
     with pytest.raises(DataError, match="less than one batch: 128 are needed"):
         calibration.make_feed(subject, texts.read(["the tree"]), length=128, seed=0)
+
+
+@pytest.mark.parametrize(("length", "batch"), [(12, 16), (256, 16), (257, 15), (1024, 4), (4096, 1), (5000, 1)])
+def test_a_batch_has_fewer_sequences_the_longer_they_are(length, batch):
+    subject = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    made = calibration.make_feed(subject, texts.read(tiny.chains(1000)), length=length, seed=0)
+    assert [made.batch, *made[0]["input_ids"].shape] == [batch, batch, length]

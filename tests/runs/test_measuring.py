@@ -440,3 +440,13 @@ def test_what_stands_beside_data_in_memory_judges_only_what_it_judged_before():
     row = replace(row, settings={**row.settings, "held_out": "texts"})
     with pytest.warns(DataWarning, match="quality is measured on validation"):
         assert measuring.choose_judges(row, Language(), data, None) == rows[:2]
+
+
+def test_a_model_of_shapes_alone_is_not_measured(places):
+    """As one that was made by its config to plan with, on either side."""
+    whole = open_subject(places / "llama")
+    with torch.device("meta"):
+        empty = open_subject(LlamaForCausalLM(whole.model.config), tokenizer=whole.tokenizer)
+    for pair in ((empty, None), (whole, empty), (empty, whole)):
+        with pytest.raises(UnsupportedError, match=r"LlamaForCausalLM has no values in \d+ of its \d+ parameters"):
+            secateur.measure(*pair, str(places / "texts.txt"), batch=1, length=8)

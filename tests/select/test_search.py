@@ -131,3 +131,26 @@ def test_the_likeliest_shapes_are_told_by_each_axis_alone_and_differ_in_depth():
     assert all(sizes["layers"] == 4 or sizes["heads"] == 5 for sizes in cuts)
     found = search.likeliest(shapes, losses, 3, each="layers")
     assert found == [{"layers": 4, "heads": 5}, {"layers": 3, "heads": 5}, {"layers": 4, "heads": 4}]
+
+
+def test_stages_that_no_shape_leads_through_are_refused():
+    """Each stage halves a number: one that is odd leads nowhere."""
+    asked = []
+
+    def find(stage, start):
+        asked.append((stage, start["n"]))
+        if start["n"] % 2:
+            raise InfeasibleError("n of 2 can't be met", 3.0)
+        return [{"n": start["n"] // 2}]
+
+    search.require_way([{"n": 5}], find, 1)
+    assert not asked
+    search.require_way([{"n": 5}, {"n": 4}], find, 3)
+    assert asked == [(2, 5), (2, 4), (3, 2)]
+    with pytest.raises(InfeasibleError, match=r"n of 2 can't be met \(what stage 3 of 4 is to reach; fewer") as no:
+        search.require_way([{"n": 6}, {"n": 5}], find, 4)
+    assert no.value.reachable is None
+    with pytest.raises(InfeasibleError, match="stage 2 of 2") as no:
+        search.require_way([{"n": 5}], find, 2)
+    assert no.value.reachable == 3.0
+    search.require_way([{"n": n} for n in range(1, 500, 2)], find, 2)  # it takes too long to tell

@@ -78,10 +78,10 @@ class Clock:
     """How often each block is timed for the table; cuts are timed beside the original for as much longer or less."""
 
     def place(self, subject: Transformer, batch: int, length: int) -> latency.Environment:
-        """Where the subject is timed: as it is, on its device."""
+        """Where the subject is timed: as it is, on its device; of an offloaded model that to which its weights come."""
         kind = str(subject.model.dtype).removeprefix("torch.")
         return latency.Environment(
-            batch, length, None, str(subject.model.device), kind, phase=self.environment, timer=self.timer
+            batch, length, None, str(devices.find_device(subject.model)), kind, phase=self.environment, timer=self.timer
         )
 
 
@@ -216,7 +216,7 @@ def time_blocks(
                 probes[kind, count] = subject.probe(kind, count, batch, length)
     if in_stacks:
         probes["empty", 0] = make_run(subject.stack(axis, 0, _LAYERS), place)
-    figures = latency.time_interleaved(probes, rounds=clock.timings, progress=True, device=str(subject.model.device))
+    figures = latency.time_interleaved(probes, rounds=clock.timings, progress=True, device=place.device)
     times = {key: figure.value for key, figure in figures.items()}
     if in_stacks:
         times |= {key: max(0.0, times[key] - times["empty", 0]) / _LAYERS for key in times if key[0] in counts}

@@ -517,7 +517,8 @@ def measure(
     here = backend.environment(subject, batch, length, threads)
     place = backend.environment(subject, batch, length, threads, device)
     place = replace(place, phase=environment or place.phase, timer=timer or place.timer)
-    backend.check_clock(subject, place)
+    for one in (subject, *others):
+        backend.check_clock(one, place)
     backend.check(subject, {"length": place.length})
 
     def run_tasks(one: object) -> Row:

@@ -12,9 +12,14 @@ import numpy as np
 from secateur.errors import InfeasibleError, InputError, NumericalError
 from secateur.vocabulary import write_enough
 
-__all__ = ["Found", "coefficients", "combine", "likeliest", "lose_alone", "under"]
+__all__ = [
+    "Found", "coefficients", "combine", "count_halvings", "likeliest", "lose_alone", "require_way", "under",
+]  # fmt: skip
 
 P = TypeVar("P")
+
+_LOOKS = 100
+"""Shapes from which a way through the stages is looked for; a look is a search over a grid."""
 
 
 class Found(NamedTuple, Generic[P]):
@@ -142,6 +147,40 @@ def combine(
                 spent,
             )
     return [shape]
+
+
+def count_halvings(limits: Mapping[str, float], whole: Mapping[str, float]) -> int:
+    """How often the whole cost must be halved until it is within the tightest limit, and at least 1."""
+    share = min(limit / whole[measure] for measure, limit in limits.items())
+    return max(1, math.ceil(math.log2(1 / share) - 1e-9))
+
+
+def require_way(
+    first: Sequence[dict[str, int]], find: Callable[[int, dict[str, int]], Sequence[dict[str, int]]], stages: int
+) -> None:
+    """Raise `InfeasibleError` where no shape of the first stage leads on through all `stages`.
+
+    find: (stage, shape of the one before it) -> shapes of the stage; it raises `InfeasibleError` where there are none.
+    Where `_LOOKS` of them don't tell, nothing is raised.
+    """
+    waiting = [(2, shape) for shape in reversed(first)]
+    seen = set[tuple[int, ...]]()
+    failed = {1: InfeasibleError("there is no shape to start from")}
+    for _ in range(_LOOKS):
+        if not waiting:
+            raise failed[max(failed)]
+        stage, start = waiting.pop()
+        if stage > stages:
+            return
+        try:
+            found = find(stage, start)
+        except InfeasibleError as error:
+            where = f"what stage {stage} of {stages} is to reach; fewer stages or other axes may do"
+            failed[stage] = InfeasibleError(f"{error} ({where})", error.reachable if stage == stages else None)
+            continue
+        fresh = {(stage, *shape.values()): shape for shape in reversed(found)}
+        waiting += [(stage + 1, shape) for key, shape in fresh.items() if key not in seen]
+        seen |= fresh.keys()
 
 
 def lose_alone(

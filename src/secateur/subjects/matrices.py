@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -109,10 +109,15 @@ def nonzero(found: Mapping[str, Matrix]) -> int:
     return sum(int(torch.count_nonzero(matrix.weight)) for matrix in found.values())
 
 
-def receipt(before: Mapping[str, Matrix], after: Mapping[str, Matrix], notes: tuple[str, ...] = ()) -> Cut:
+def receipt(
+    before: Mapping[str, Matrix],
+    after: Mapping[str, Matrix],
+    notes: tuple[str, ...] = (),
+    blocks: Sequence[str] = (),
+) -> Cut:
     """What went: matrix -> (weights that became zero, weights), and the cost `weights`, those that are not zero.
 
-    Experts of a layer are counted together. Raises `InputError` for matrices that are not the same ones.
+    Experts of a layer are counted together. blocks: see `site`. Raises `InputError` for matrices that are not the same.
     """
     if set(before) != set(after):
         missing = sorted(set(before) ^ set(after))[0]
@@ -120,15 +125,22 @@ def receipt(before: Mapping[str, Matrix], after: Mapping[str, Matrix], notes: tu
     removed: dict[str, tuple[int, int]] = {}
     for name, matrix in before.items():
         lost = int(torch.count_nonzero(matrix.weight)) - int(torch.count_nonzero(after[name].weight))
-        place = site(matrix)
+        place = site(matrix, blocks)
         gone, whole = removed.get(place, (0, 0))
         removed[place] = (gone + max(lost, 0), whole + matrix.weight.numel())
     gone_only = {name: pair for name, pair in removed.items() if pair[0]}
     return Cut(gone_only, {"weights": float(nonzero(before))}, {"weights": float(nonzero(after))}, notes)
 
 
-def site(matrix: Matrix) -> str:
-    """The site of a matrix's weights: "layers.3.self_attn_q_proj" whatever the model calls its blocks."""
+def site(matrix: Matrix, blocks: Sequence[str] = ()) -> str:
+    """The site of a matrix's weights: "layers.3.self_attn_q_proj" whatever the model calls its blocks.
+
+    blocks: paths of all blocks, an encoder's before its decoder's; a layer's number is its place among them. Where none
+    holds the matrix, it is the number in the name: of T5 and BART two layers have the same one.
+    """
     name = matrix.leaf.removesuffix(".weight")
+    for number, path in enumerate(blocks):
+        if name.startswith(f"{path}."):
+            return f"layers.{number}.{name[len(path) + 1 :].replace('.', '_')}"
     block = _BLOCK.search(name)
     return name if block is None else f"layers.{block[1]}.{block[2].replace('.', '_')}"

@@ -9,6 +9,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from transformers import BartConfig, BartForConditionalGeneration
 
 import tiny
 import toys
@@ -23,6 +24,7 @@ from secateur.subjects.transformer import shapes
 from secateur.vocabulary import Budget, Result
 from subjects import hybrids
 from subjects import tiny as subjects_tiny
+from subjects.transformer import test_encoder_decoder as encoders
 
 QUICK = {"calibration": 32, "candidates": 2, "short_steps": 0, "steps": 0, "train_batch": 8, "length": 16}
 DATA = texts.read(tiny.chains(200))
@@ -299,6 +301,29 @@ def test_a_budget_that_no_shape_meets_is_refused_before_the_first_is_trained(tmp
     monkeypatch.setattr(minitron.distillation, "train_student", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(error):
         results(tmp_path, "params=90%", second, steps=2, stages=1)
+
+
+@pytest.mark.parametrize(("budget", "axes"), [("params=30%", ("neurons",)), ("params=20%", ("layers",))])
+def test_a_later_stage_that_no_shape_meets_is_refused_before_the_first_is_scored(tmp_path, monkeypatch, budget, axes):
+    monkeypatch.setattr(minitron, "scores", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(InfeasibleError, match=r"params of .* can't be met.* \(what stage \d of \d is to reach; fewer"):
+        results(tmp_path, budget, axes=axes, tolerance=0.2, steps=2)
+
+
+def test_influence_is_of_layers_side_by_side(tmp_path):
+    """Of a hybrid a block of one kind has others in it, and a decoder's states do not follow its encoder's."""
+    start = open_subject(hybrids.make_hybrid("NemotronH", vocab_size=64), tokenizer=tiny.tokenizer())
+    how = {"model": start, "shape": "layers=4", "depth": "influence"}
+    with pytest.raises(InputError, match="stand between those of the kind that may go: give contiguous=false, or"):
+        results(tmp_path / "a", "params=99%", **how)
+    (found,) = results(tmp_path / "b", "params=99%", contiguous=False, **how)
+    assert len(found.subject.layers()) == 4
+    (narrow,) = results(tmp_path / "c", "params=99%", **{**how, "shape": "neurons=24"})
+    assert len(narrow.subject.layers()) == 5
+    config = BartConfig(**encoders.BART | {"encoder_ffn_dim": 64, "max_position_embeddings": 32})
+    both = open_subject(BartForConditionalGeneration(config), tokenizer=tiny.tokenizer())
+    with pytest.raises(InputError, match="leave the encoder: give depth=perplexity"):
+        results(tmp_path / "d", "params=99%", model=both, shape="layers=4", depth="influence", contiguous=False)
 
 
 def test_a_budget_out_of_reach_names_the_measure_and_what_is_reachable(tmp_path):

@@ -334,3 +334,18 @@ def test_what_can_not_be_done_is_refused_in_one_line(tmp_path):
             model=model,
             data=reading.read([{"prompt": "the", "memory": " tree", "context": " leaf", "corrupted": "a"}]),
         )
+
+
+def test_heads_that_are_masked_already_neither_go_nor_count(tmp_path):
+    """Those of the least weights go first: the masked ones, if they were counted."""
+    how = {"form": "mask", "score": "magnitude"}
+    (first,) = results(tmp_path / "a", "heads=75%", **how)
+    silent = heads.find_silent(first.subject)
+    assert len(silent) == 3
+    assert not any("masked already" in note for note in first.notes)
+    (second,) = results(tmp_path / "b", "heads=80%", model=first.subject, **how)
+    assert second.predicted["heads"] == heads.count_heads(second.subject) == 7  # of nine, at most 7.2
+    lists = heads.read_lists(tmp_path / "b" / "heads.json")
+    assert not any(head in silent for some in lists.values() for head in some)
+    (note,) = (note for note in second.notes if "masked already" in note)
+    assert all(str(head) in note for head in silent)

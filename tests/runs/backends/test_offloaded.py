@@ -37,7 +37,7 @@ def test_it_is_told_by_the_same_hash_and_looked_at_block_by_block(pair: tuple[Tr
     backend = of_source(subject)
     assert type(backend) is OffloadedLanguage
     assert backend.digest(subject) == Language().digest(whole) == backend.digest(whole)
-    assert backend.environment(subject, 2, 8, None).device == "cpu"
+    assert backend.environment(subject, 2, 8, None).device == timing.Clock().place(subject, 2, 8).device == "cpu"
     assert backend.describe_memory(subject, [], {}, backend.environment(subject, 2, 8, None)) == ""
     expected = Language().matrices(whole)
     found = backend.matrices(subject)

@@ -19,7 +19,8 @@ from secateur.errors import UnsupportedError
 from secateur.measure import size
 from secateur.runs.backends.language import Language
 from secateur.subjects import open_subject
-from secateur.subjects.transformer import shapes
+from secateur.subjects.matrices import matrices
+from secateur.subjects.transformer import blocks, shapes
 from secateur.subjects.transformer.encoder_decoder import EncoderDecoder
 from secateur.subjects.transformer.subject import positions
 from secateur.vocabulary import Selection
@@ -242,3 +243,22 @@ def test_heads_of_other_sizes_in_encoder_and_decoder_are_refused():
     told = "has 2 heads of 16 numbers each and its decoder 8 of 4, .* secateur prune cuts it"
     with pytest.raises(UnsupportedError, match=told):
         open_subject(transformers.BartForConditionalGeneration(config))
+
+
+@pytest.mark.parametrize("name", ["T5", "Bart"])
+def test_zeros_are_counted_in_layers_of_encoder_and_decoder_apart(name: str) -> None:
+    subject = make(name)
+    student = subject.copy()
+    expected = dict[int, int]()
+    for layer, path in enumerate(subject.layers()):
+        for matrix in matrices(student.model, [path]).values():
+            matrix.weight[: 1 + layer] = 0.0
+            expected[layer] = expected.get(layer, 0) + (1 + layer) * matrix.weight.shape[1]
+    cut = blocks.receipt(subject, student)
+    found = dict[int, int]()
+    for site, (gone, _) in cut.removed.items():
+        layer = int(site.split(".")[1])
+        found[layer] = found.get(layer, 0) + gone
+    assert found == expected
+    assert cut.before["weights"] - cut.after["weights"] == sum(expected.values())
+    assert len(cut.removed) == len(matrices(subject.model, subject.layers()))

@@ -293,3 +293,21 @@ def test_a_width_that_heads_do_not_make_is_refused():
     module.weight = torch.nn.Parameter(module.weight[:-1])
     with pytest.raises(InputError, match="reads 31 numbers, and no 4 heads of 8 do"):
         heads.find_outputs(subject)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_heads_that_are_masked_are_silent_and_hold_no_group_back(kind):
+    subject = make(kind)
+    width = subject.widths()[0]
+    *first, last = ((0, head) for head in range(width.heads // width.kv if width.has_groups else 2))
+    assert heads.find_silent(subject) == []
+    masked, _ = heads.cut_heads(subject, first, mask=True)
+    assert heads.find_silent(masked) == first
+    assert heads.count_heads(masked) == heads.count_heads(subject) - len(first)
+    keep, left = heads.plan_cut(masked, [last])
+    assert not left
+    if kind == "llama":
+        assert np.flatnonzero(~keep["layers.0.kv_groups"]).tolist() == [0]
+        small, _ = heads.cut_heads(masked, [last])
+        with silence_heads(subject, [*first, last]):
+            torch.testing.assert_close(ask(small)[1], ask(subject)[1], atol=1e-5, rtol=1e-5)

@@ -103,3 +103,23 @@ def test_which_widths_a_config_can_say(llama):
     qwen, gpt2 = (open_subject(tiny.model(kind), tokenizer=tiny.tokenizer()) for kind in ("qwen3", "gpt2"))
     assert all(shapes.fits_class(qwen, width) for width in range(40, 56))
     assert [width for width in range(1, 33) if shapes.fits_class(gpt2, width)] == [32], "its heads are a share of it"
+
+
+def test_the_receipt_of_a_model_that_lost_layers_before_counts_the_others(llama):
+    small, _ = llama.cut(Selection({"layers": np.arange(4) != 1}))
+    less, told = small.cut(Selection({"layers": np.arange(3) != 0, "layers.2.neurons": np.arange(128) < 100}))
+    cut = shapes.receipt(small, less)
+    assert cut.removed["layers"] == told.removed["layers"] == (1, 3)
+    neurons = {name: pair for name, pair in cut.removed.items() if name.endswith(".neurons")}
+    assert neurons == {"layers.0.neurons": (128, 128), "layers.1.neurons": (0, 128), "layers.2.neurons": (28, 128)}
+    assert cut.removed["layers.1.heads"] == (0, 8)
+
+
+def test_a_grid_of_what_will_have_been_cut_is_that_of_the_cut_model(llama):
+    small, axes = {"layers": 3, "heads": 4, "neurons": 56, "channels": 48}, ("layers", "heads", "neurons", "channels")
+    units = llama.units()
+    keep = {name: np.arange(site.count) < small[site.kind] for name, site in units.sites.items() if site.kind in small}
+    keep = {name: row if row.shape[0] != 8 else np.arange(8) % 4 < 2 for name, row in keep.items()}
+    student, _ = llama.cut(Selection(keep))
+    assert shapes.sizes(student) == small
+    assert shapes.grid(llama, axes, start=small) == shapes.grid(student, axes)

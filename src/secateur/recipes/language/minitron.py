@@ -23,11 +23,12 @@ from secateur.errors import BudgetError, InputError
 from secateur.methods import calibration, distillation
 from secateur.methods.distillation import Losses
 from secateur.recover.sparsity import compensate
-from secateur.recover.training import objectives, records
+from secateur.recover.training import objectives
+from secateur.recover.training.records import add_up, spent
 from secateur.score import ablation, activation, magnitude, random, similarity
 from secateur.select import allocate
 from secateur.select.ranking import by_counts
-from secateur.select.search import combine, likeliest, lose_alone, under
+from secateur.select.search import combine, count_halvings, likeliest, lose_alone, require_way, under
 from secateur.subjects import Transformer
 from secateur.subjects.transformer import shapes
 from secateur.vocabulary import Budget, Recovery, Result, Scores, Selection, Training, parse_list
@@ -45,7 +46,6 @@ WIDTHS = ("heads", "neurons", "channels")
 Reducer = Literal["mean", "l2", "var"]
 Items = Sequence[Mapping[str, Tensor]]
 Shapes = list[dict[str, int]]
-Spent = Mapping[str, float]
 Trim = Callable[[dict[str, int]], Transformer]
 """Sizes -> the student cut to them."""
 
@@ -181,17 +181,24 @@ def minitron(
     price = partial(shapes.cost, subject.units(batch=batch, length=length))
     ends = {b: combine(given, price, limits[b], tolerance=search.tolerance) for b in budgets} if given else {}
 
-    def find_shapes(student: Transformer, budget: Budget, stage: int) -> Shapes:
-        share, now = stage / many[budget], shapes.sizes(student)
+    def find_shapes(student: Transformer, budget: Budget, stage: int, start: Mapping[str, int] | None = None) -> Shapes:
+        share, now = stage / many[budget], start or shapes.sizes(student)
         if given:
             there = [end for end in ends[budget] if all(end[axis] <= now[axis] for axis in end)]
             between = partial(allocate.between, shapes.sizes(subject), share=share, multiples=shapes.steps(subject))
             return [dict(sizes) for sizes in dict.fromkeys(tuple(between(end).items()) for end in there)]
         goal = {m: whole[m] * (limit / whole[m]) ** share for m, limit in limits[budget].items()}
         price = partial(shapes.cost, student.units(batch=batch, length=length))
-        return under(shapes.grid(student, axes), price, goal, tolerance=search.tolerance)
+        return under(shapes.grid(student, axes, start=start), price, goal, tolerance=search.tolerance)
 
     first_shapes = {budget: find_shapes(subject, budget, 1) for budget in budgets}  # before anything is trained
+    fewest = min((given or shapes.grid(subject, axes))["layers"])
+    able = shapes.removable_layers(subject.units()) if fewest < len(subject.layers()) else []
+    if ranking.depth == "influence" and (why := shapes.explain_states(subject, able, blocks=ranking.contiguous)):
+        raise InputError(f"depth=influence compares states before and after layers side by side, and {why}")
+    if len(able) in (0, len(subject.layers())):  # of several kinds it is not known which ones a later stage drops
+        for budget, found in first_shapes.items():
+            require_way(found, partial(find_shapes, subject, budget), many[budget])
     train, held = data.split(seed=seed)
     train_batch = training.whole("batch")
     make = partial(distillation.make_batches, subject, length=length)
@@ -205,7 +212,7 @@ def minitron(
     judged = make(held, batch=max(3 if lifted else 1, min(16, train_batch)), seed=seed).take(16)
     fit = partial(distillation.train_student, length=length, seed=seed)
 
-    teacher, beside = subject, list[Spent]()
+    teacher, beside = subject, list[Mapping[str, float]]()
     if correction_steps and not dry_run:
         teacher = subject.cut(Selection({}))[0]
         correct = objectives.distil(teacher.forward, None, output=teacher.output, task=1.0, fused=True)
@@ -268,12 +275,6 @@ def minitron(
         yield Result(str(budget), student, cut, predicted, recovery, notes)
 
 
-def count_halvings(limits: Mapping[str, float], whole: Mapping[str, float]) -> int:
-    """How often the whole cost must be halved until it is within the tightest limit, and at least 1: the stages."""
-    share = min(limit / whole[measure] for measure, limit in limits.items())
-    return max(1, int(np.ceil(np.log2(1 / share) - 1e-9)))
-
-
 def check(
     subject: Transformer, budgets: Sequence[Budget], axes: Sequence[str], losses: StateLosses,
     *, cache: int, correction_steps: int,
@@ -313,19 +314,6 @@ def compare_shapes(
         short = distil(trial, f"{name}-{number}", steps) if steps and len(tries) > 1 else Recovery()
         rows.append({"shape": sizes, "zero_shot": zero_shot, "short": judge(trial), "spent": spent(short)})
     return {"candidates": rows, "best": rows[int(np.argmin([row["short"] for row in rows]))]["shape"]}
-
-
-def spent(recovery: Recovery) -> Spent:
-    """What a training took, without its curve."""
-    return {"tokens": recovery.tokens, "seconds": recovery.seconds, "flops": recovery.flops}
-
-
-def add_up(stages: Sequence[Recovery], beside: Sequence[Spent]) -> Recovery:
-    """The stages as one record; what was trained `beside` them (candidates, the teacher) counts in what it all took."""
-    whole = records.together(*stages)
-    assert whole is not None
-    took: dict[str, Any] = {key: sum(part[key] for part in [*map(spent, stages), *beside]) for key in spent(stages[0])}
-    return replace(whole, settings=stages[-1].settings, **took)
 
 
 # ------------------------------------------------------------------------------------------------- scores and cutting

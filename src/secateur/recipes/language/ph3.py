@@ -87,7 +87,8 @@ def ph3(
     Args:
         subject: a decoder; it stays as it is.
         data: conflict prompts, or a fact table that they are made of; only facts that the model knows count.
-        budgets: heads=95% keeps that share of all heads of the model; or params, bytes and others of whole cuts.
+        budgets: heads=95% keeps that share of all heads of the model that are not masked already; or params, bytes and
+            others of whole cuts.
         run: where scores, knock-outs and lists of heads go.
         batch: sequences of the environment that is timed, and for which costs are.
         length: tokens per sequence of that environment.
@@ -122,6 +123,7 @@ def ph3(
     if any("latency" in budget for budget in budgets):
         raise BudgetError("ph3 removes a few heads, which brings no time to promise: give heads=95%, or params")
     shares = [parse_share(part) for part in parse_list(ratios)]
+    silent = switching.find_silent(subject)
     chosen = data.choose(relation=relation, kind=kind)
     judged = {"texts": corpora.read(texts)} if texts else {}
     scored, tested = chosen.split(seed=seed + 1) if shares else (chosen, chosen)
@@ -133,7 +135,7 @@ def ph3(
         run.json(f"knockouts-{window}", partial(conflicts.knock_out, subject, scored, window))
     rank = partial(rank_heads, subject, score=score, corruption=corruption, seed=seed)
     table = run.tensors("scores", partial(rank, items))
-    order = {side: sort_heads(table, side) for side in ("context", "memory")}
+    order = {side: [head for head in sort_heads(table, side) if head not in silent] for side in ("context", "memory")}
     flips = run.json("flips", partial(describe_flips, rank, scored, subject, order["context"]))
     balance = run.json("balance", partial(describe_balance, subject, items))
     price = partial(price_heads, subject, order[trust], form=form, batch=batch, length=length)
@@ -147,11 +149,13 @@ def ph3(
             distributed.by_first(partial(switching.write_lists, file, subject, lists))
         gone = lists[f"trust-{trust}"]
         student, cut = switching.cut_heads(subject, gone, mask=form == "mask")
-        notes = [*data.notes, *balance, *flips, f"heads that went, as (layer, head): {', '.join(map(str, gone))}"]
+        went = f"heads that went, as (layer, head): {', '.join(map(str, gone))}"
+        notes = [*data.notes, *balance, *flips, *describe_silent(silent), went]
         if len(counts) > 1:
             tried = ", ".join(map(str, counts))
             notes.append(f"of {tried} heads, {count} gave the best {trust}_rate on {len(others)} prompts set aside")
         yield Result(str(budget), student, cut, price(count), None, tuple(notes), judged=judged)
+        del student  # or it would be held beside the next one
         if not dry_run and (run.root / str(budget)).is_dir():  # one of several: its list goes along with it
             distributed.by_first(partial(switching.write_lists, run.root / str(budget) / "heads.json", subject, lists))
 
@@ -205,6 +209,12 @@ def describe_balance(subject: Transformer, items: Sequence[Item]) -> list[str]:
     text = f"before the cut, of {len(items)} scored prompts {memory:.0f} % of the answers are the memory's and "
     few = ": it is hardly undecided, and the heads of the weaker side are told by few prompts"
     return [f"{text}{context:.0f} % the context's{few if min(memory, context) < _FEW else ''}"]
+
+
+def describe_silent(silent: Sequence[Head]) -> list[str]:
+    """A note on heads that do nothing as they are: they can't go, and are not among those of which a share does."""
+    named = ", ".join(map(str, silent))
+    return [f"heads that were masked already and don't count, as (layer, head): {named}"] if silent else []
 
 
 def describe_flips(rank: Rank, scored: Conflicts, subject: Transformer, order: Sequence[Head]) -> list[str]:

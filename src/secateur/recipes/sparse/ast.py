@@ -185,7 +185,7 @@ def ast(
                 )  # fmt: skip
                 reached = recovery.settings.get("kept_step", recovery.steps)  # training may stop early
                 record = [point for point in masks.record() if point[0] <= reached]
-        cut = receipt(dense, matrices(student.model, paths), few)
+        cut = receipt(dense, matrices(student.model, paths), few, paths)
         if recovery is not None:
             recovery = replace(recovery, settings={**recovery.settings, "kd": kd, "flips": record})
         notes = (*describe_flips(reached, record), *describe_branches(student, pruned, slorb))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
 from secateur.vocabulary import Recovery
 
-__all__ = ["together"]
+__all__ = ["add_up", "spent", "together"]
 
 
 def together(*parts: Recovery | None) -> Recovery | None:
@@ -27,3 +30,20 @@ def together(*parts: Recovery | None) -> Recovery | None:
         losses=tuple(losses),
         settings=settings if len(done) > 1 else dict(done[0].settings),
     )
+
+
+def spent(recovery: Recovery) -> dict[str, float]:
+    """What a training took, without its curve."""
+    return {"tokens": recovery.tokens, "seconds": recovery.seconds, "flops": recovery.flops}
+
+
+def add_up(stages: Sequence[Recovery], beside: Sequence[Mapping[str, float]]) -> Recovery:
+    """The stages as one record; what was trained `beside` them (candidates, a teacher) counts in what it all took.
+
+    Settings are those of the last stage.
+    """
+    whole = together(*stages)
+    assert whole is not None
+    parts = [*map(spent, stages), *beside]
+    tokens, seconds, flops = (sum(part[key] for part in parts) for key in ("tokens", "seconds", "flops"))
+    return replace(whole, settings=stages[-1].settings, tokens=int(tokens), seconds=seconds, flops=flops)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from secateur._utils import devices, distributed, modes, plugins
@@ -155,6 +155,13 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
         return f"{imports}\n\nmodel = {model}"
 
 
+def _lack_values(model: nn.Module) -> UnsupportedError:
+    """What is said of a model with weights of which there are shapes only."""
+    away = [weight.is_meta for weight in model.parameters()]
+    what = f"{sum(away)} of its {len(away)} parameters"
+    return UnsupportedError(f"{type(model).__name__} has no values in {what} (device meta): load its weights")
+
+
 def _longer(options: Mapping[str, object], most: int | None) -> list[tuple[str, int]]:
     """Names and values of the options `length` and `..._length` above `most`, where that is known."""
     if most is None:
@@ -229,9 +236,7 @@ class Language(TextBackend[Transformer]):
                 f"holds it{way}, or take a recipe that works block by block, such as wanda"
             )
         if away:
-            raise UnsupportedError(
-                f"{model} has no values in {away} of its {len(weights)} parameters (device meta): load its weights"
-            )
+            raise _lack_values(subject.model)
         places = sorted({str(weight.device) for weight in weights})
         if len(places) < 2 or by_blocks:
             return
@@ -325,7 +330,9 @@ class Language(TextBackend[Transformer]):
         return subject.forward(batch)
 
     def check_clock(self, subject: Transformer, environment: latency.Environment) -> None:
-        """Refuse decoding without a cache, and a runtime that can't run the model."""
+        """Refuse weights that have no values, decoding without a cache, and a runtime that can't run the model."""
+        if any(weight.is_meta for weight in subject.model.parameters()) and not devices.is_offloaded(subject.model):
+            raise _lack_values(subject.model)
         timing.check_place(subject, environment)
         if environment.phase == "decode" and (why := self.find_unmeasured(subject).get("kv_cache")):
             raise UnsupportedError(f"environment=decode can't be timed: {why}; take environment=prefill")

@@ -563,9 +563,10 @@ def receipt(subject: Blocks, student: Blocks, notes: Sequence[str] = ()) -> Cut:
     """What became zero in `student`, see `matrices.receipt`; one block of each is resident at a time."""
     removed: dict[str, tuple[int, int]] = {}
     before, after = 0.0, 0.0
-    for path in subject.layers():
+    paths = subject.layers()
+    for path in paths:
         with subject.resident(path), student.resident(path):
-            part = of_matrices(matrices(subject.model, [path]), matrices(student.model, [path]))
+            part = of_matrices(matrices(subject.model, [path]), matrices(student.model, [path]), blocks=paths)
         removed |= part.removed
         before, after = before + part.before["weights"], after + part.after["weights"]
     return Cut(removed, {"weights": before}, {"weights": after}, tuple(notes))

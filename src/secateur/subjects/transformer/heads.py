@@ -31,8 +31,8 @@ from secateur.subjects.transformer.subject import Consumer, Transformer, find_st
 from secateur.vocabulary import Cut, Selection
 
 __all__ = [
-    "Frozen", "Head", "Replay", "count_heads", "cut_heads", "find_list", "find_outputs", "heads", "plan_cut",
-    "read_lists", "silence_heads", "write_lists",
+    "Frozen", "Head", "Replay", "count_heads", "cut_heads", "find_list", "find_outputs", "find_silent", "heads",
+    "plan_cut", "read_lists", "silence_heads", "write_lists",
 ]  # fmt: skip
 
 Head: TypeAlias = tuple[int, int]
@@ -254,20 +254,40 @@ def _shape(places: Places) -> list[int]:
 # ---------------------------------------------------------------------------------------------------------- cutting
 
 
+def find_silent(subject: Transformer) -> list[Head]:
+    """Heads that add nothing to the residual stream, as those that were masked: all their output weights are zero.
+
+    None of weights that are not here.
+    """
+    return [
+        (layer, head)
+        for layer, (consumer, count) in find_outputs(subject).items()
+        for head in np.flatnonzero(_are_silent(subject.model, consumer, count)).tolist()
+    ]
+
+
+def _are_silent(model: nn.Module, consumer: Consumer, count: int) -> NDArray[np.bool_]:
+    """[heads] booleans: whose output weights are all zero."""
+    weight = _weight(model, consumer).detach()
+    if weight.is_meta:
+        return np.zeros(count, dtype=bool)
+    columns = weight.T if consumer.conv1d else weight
+    silent: NDArray[np.bool_] = ~(columns.reshape(len(columns), count, consumer.block) != 0).any(2).any(0).cpu().numpy()
+    return silent
+
+
 def count_heads(subject: Transformer) -> int:
     """Heads that add something to the residual stream: the output linear has a weight for them that is not zero."""
-    total = 0
-    for consumer, count in find_outputs(subject).values():
-        weight = _weight(subject.model, consumer).detach()
-        columns = weight.T if consumer.conv1d else weight
-        total += int((columns.reshape(len(columns), count, consumer.block) != 0).any(2).any(0).sum())
-    return total
+    return sum(count for _, count in find_outputs(subject).values()) - len(find_silent(subject))
 
 
 def plan_cut(
     subject: Transformer, chosen: Iterable[Head], *, mask: bool = False
 ) -> tuple[dict[str, NDArray[np.bool_]], dict[int, list[int]]]:
-    """(site -> which units stay where these heads are cut out, layer -> heads among those that stay to be masked)."""
+    """(site -> which units stay where these heads are cut out, layer -> heads among those that stay to be masked).
+
+    Heads of a group that are silent already (`find_silent`) don't hold it back.
+    """
     places, keep, masked = find_outputs(subject), dict[str, NDArray[np.bool_]](), dict[int, list[int]]()
     for layer, some in _by_layer(places, chosen).items():
         count, width = places[layer][1], subject.widths()[layer]
@@ -277,10 +297,11 @@ def plan_cut(
         elif not width.has_groups:
             keep[f"layers.{layer}.heads"] = stays
         else:
-            groups: NDArray[np.bool_] = np.isin(np.arange(width.kv), np.flatnonzero(stays) // (count // width.kv))
+            each, live = count // width.kv, stays & ~_are_silent(subject.model, places[layer][0], count)
+            groups = np.asarray(live.reshape(-1, each).any(1) | stays.reshape(-1, each).all(1))
             if not groups.all():
                 keep[f"layers.{layer}.kv_groups"] = groups
-            masked[layer] = np.flatnonzero(~stays[np.repeat(groups, count // width.kv)]).tolist()
+            masked[layer] = np.flatnonzero(~stays[np.repeat(groups, each)]).tolist()
     return keep, {layer: some for layer, some in masked.items() if some}
 
 

@@ -13,7 +13,10 @@ from secateur.subjects.transformer.cutting import BLOCKS
 from secateur.subjects.transformer.subject import Transformer
 from secateur.vocabulary import Cut, Units, parse_list
 
-__all__ = ["cost", "describe_slack", "fits_class", "grid", "parse", "receipt", "removable_layers", "sizes", "steps"]
+__all__ = [
+    "cost", "describe_slack", "explain_states", "fits_class", "grid", "parse", "receipt", "removable_layers", "sizes",
+    "steps",
+]  # fmt: skip
 
 
 _MOST = 8
@@ -84,6 +87,19 @@ def removable_layers(units: Units) -> list[int]:
     return [layer for layer in candidates if kinds[layer] == common]
 
 
+def explain_states(subject: Transformer, layers: Sequence[int], *, blocks: bool) -> str:
+    """Why states before and after layers that may go don't tell what they do, and what to do; "" where they do tell.
+
+    layers: those of `removable_layers`, ascending, or none. blocks: of several neighbours at once.
+    """
+    if layers and subject.family.has_encoder:
+        return "a decoder begins with states of its own, not with those that leave the encoder: give depth=perplexity"
+    if blocks and layers and layers[-1] - layers[0] >= len(layers):
+        between = "layers that stay stand between those of the kind that may go"
+        return f"{between}: give contiguous=false, or depth=perplexity"
+    return ""
+
+
 def _list_blocks(units: Units, layer: int) -> tuple[str, ...]:
     """The kinds of sub-blocks that a layer has."""
     sites = [units[kind] for kind in BLOCKS if kind in units.sites]
@@ -129,14 +145,17 @@ def steps(subject: Transformer) -> dict[str, int]:
     return {"layers": 1, "heads": heads, "neurons": 8, "channels": channels}
 
 
-def grid(subject: Transformer, axes: Sequence[str], *, least: float = 0.25) -> dict[str, list[int]]:
+def grid(
+    subject: Transformer, axes: Sequence[str], *, least: float = 0.25, start: Mapping[str, int] | None = None
+) -> dict[str, list[int]]:
     """Axis -> sizes to try, ascending, from `least` of the axis on; about eight per axis.
 
-    Other axes stay whole, and so do those that can't be cut in this family (`Layout.whole`).
+    Other axes stay whole, and so do those that can't be cut in this family (`Layout.whole`). start: the sizes to which
+    it will have been cut before, where these are not those that it has.
     """
-    result, fewest = {}, _fewest_layers(subject)
-    for axis, size in sizes(subject).items():
-        step = steps(subject)[axis]
+    result, fewest, multiples = {}, _fewest_layers(subject), steps(subject)
+    for axis, size in (start or sizes(subject)).items():
+        step = 1 if axis == "heads" and size <= multiples[axis] else multiples[axis]  # one in each group: no groups
         step *= max(1, size // 8 // step)
         may_shrink = axis in axes and axis not in subject.layout.whole
         tried = [k for k in range(step, size, step) if k >= least * size] if may_shrink else []
@@ -188,10 +207,10 @@ def describe_slack(spent: Mapping[str, float], limits: Mapping[str, float], tole
 
 def receipt(before: Transformer, after: Transformer) -> Cut:
     """What went between two subjects, the second cut from the first in any number of steps."""
-    left = {}
+    left, places = {}, {layer: place for place, layer in enumerate(before.layer_index)}
     for name, site in after.units().sites.items():
         layer, _, rest = name.removeprefix("layers.").partition(".")
-        left[f"layers.{after.layer_index[int(layer)]}.{rest}" if rest else name] = site.count
+        left[f"layers.{places[after.layer_index[int(layer)]]}.{rest}" if rest else name] = site.count
     gone = {name: (site.count - left.get(name, 0), site.count) for name, site in before.units().sites.items()}
     for kind in gone.keys() & set(BLOCKS):  # without units it is gone, though its layer stays
         there, stays = (sum(width.has(kind) for width in subject.widths()) for subject in (before, after))
