@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -282,6 +283,15 @@ def test_texts_that_a_model_can_not_read_in_batches_are_refused_and_groups_of_he
         candidates.parse_settings(subject, [], ["50%"])
     with pytest.raises(InputError, match="two candidates only"):
         candidates.parse_settings(subject, [], ["50%"], "kv_groups")
+
+
+def test_what_is_judged_on_has_the_classes_of_the_data(subject):
+    """A folder without the first class has the second as its first."""
+    names, data, held = ("a", "b", "c", "d"), nets.data(50), nets.data(20, seed=1)
+    held = held.take(torch.nonzero(held.labels > 0).flatten())
+    own = replace(held, labels=held.labels - 1, classes=names[1:])
+    (batch,) = candidates.make_task(subject, replace(data, classes=names), own, length=16, seed=0).judged_batches()
+    assert torch.equal(batch["labels"], held.labels)
 
 
 def test_what_is_held_out_is_judged_and_not_learned(subject):

@@ -270,6 +270,11 @@ def test_a_diagnosis_that_finds_no_behaviour_is_a_note_beside_what_was_measured(
         ask(place, "none", **how, methods=["rtn"])
 
 
+def test_a_length_beyond_the_texts_is_refused_by_a_dry_run(place):
+    with pytest.raises(DataError, match=r"the held-out part of texts\.txt holds .*: 5000 are needed"):
+        ask(place, "long", dry_run=True, length=5000)
+
+
 def test_a_dry_run_counts_and_writes_nothing(place):
     sheet = ask(place, "dry", dry_run=True, diagnose=True, spans=10)
     assert sheet.figures == {"models": 5, "answers": 120, "gradients": 50}

@@ -309,9 +309,8 @@ def make_task(
             raise UnsupportedError(
                 f"{type(subject.model).__name__} gives no class for a text: give a classifier of texts"
             )
-    train, held = data, backend.fit_data(backend.read(judged), subject) if judged else data
-    if not judged:
-        train, held = data.split(_HELD, seed=seed)
+    apart = read_judged(judged, data, subject)
+    train, held = data.split(_HELD, seed=seed) if apart is None else (data, apart)
     for part in (train, held):
         if part.labels is None or getattr(part, "per_pixel", False):
             raise DataError(f"{part.name} has no classes: give labels, for candidates are judged by them")

@@ -32,7 +32,16 @@ from secateur.runs import diagnosing
 from secateur.runs.compression import CALIBRATED, DENSE, QUANTISERS, Config, check_grid, find_beside, make_grid
 from secateur.runs.diagnosing import Manner
 from secateur.runs.reasoning_results import Results
-from secateur.runs.scoring import Held, Model, check_models, is_served, open_judge, score_model, score_served
+from secateur.runs.scoring import (
+    Held,
+    Model,
+    check_models,
+    check_texts,
+    is_served,
+    open_judge,
+    score_model,
+    score_served,
+)
 from secateur.subjects import Transformer
 from secateur.subjects.matrices import matrices
 
@@ -215,6 +224,7 @@ def plan(
     task_seed: int,
     judge: str,
     write: str,
+    length: int,
     **others: object,
 ) -> dict[str, int]:
     """How many models, answers and gradients `reasoning` will take; what it would refuse is refused here."""
@@ -224,6 +234,7 @@ def plan(
     grid = _make_grid(subject, methods, sparsity, bits, seeds, samples, traces, protect, dynamic)
     check_models(subject, asked, beside)
     check_grid(subject, grid)
+    check_texts(subject, Held.of(data, length), grid)
     if traces:
         known = {item.prompt for task in asked for item in task.items}
         if any(item.prompt in known for task in asking.read_tasks(traces) for item in task.items):
