@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import gc
-import inspect
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +15,6 @@ from torch import nn
 
 import secateur
 import tiny
-import toys
 import trainings
 from secateur import recipes
 from secateur._utils.rundir import Run
@@ -70,6 +69,12 @@ def magnitude() -> trainings.Toy:
     return (*one_shot()[:3], {})
 
 
+def one_by_one() -> trainings.Toy:
+    """Where each student of ZipLM is cut from the original."""
+    subject, data, budget, options = trainings.TOYS["ziplm"]()
+    return subject, data, budget, {**options, "gradual": False}
+
+
 BUDGETS = {
     "magnitude": (magnitude, ("weights=60%", "weights=50%")),
     "wanda": (one_shot, ("weights=60%", "weights=50%")),
@@ -77,6 +82,13 @@ BUDGETS = {
     "owl": (one_shot, ("weights=60%", "weights=50%")),
     "ast": (trainings.TOYS["ast"], ("pattern=2:4", "pattern=1:4")),
     "romanian_distilberts": (trainings.TOYS["romanian_distilberts"], ("params=80%", "params=60%")),
+    "nemotron_elastic": (trainings.TOYS["nemotron_elastic"], ("params=80%", "params=70%")),
+    "ziplm": (one_by_one, ("params=80%", "params=70%")),
+    "shortgpt": (trainings.TOYS["shortgpt"], ("params=80%", "params=60%")),
+    "llm_pruner": (trainings.TOYS["llm_pruner"], ("params=90%", "params=80%")),
+    "slimmoe": (trainings.TOYS["slimmoe"], ("params=80%", "params=70%")),
+    "consensus_polarization": (trainings.TOYS["consensus_polarization"], ("channels=80%", "channels=60%")),
+    "rethinking_pruning_value": (trainings.TOYS["rethinking_pruning_value"], ("channels=80%", "channels=60%")),
 }
 
 
@@ -91,11 +103,11 @@ def test_the_model_of_a_budget_is_gone_when_the_next_one_is_made(
     held: list[int] = []
 
     def noting(work: Any) -> Any:
-        def note(*args: Any) -> Any:
+        def note(*args: Any, **how: Any) -> Any:
             gc.collect()
             alive = [module for module in (reference() for reference in made) if module is not None]
             held.append(sum(parameter.nbytes for module in alive for parameter in module.parameters()))
-            return work(*args)
+            return work(*args, **how)
 
         return note
 
@@ -104,15 +116,11 @@ def test_the_model_of_a_budget_is_gone_when_the_next_one_is_made(
     monkeypatch.setattr(executor.Reference, "compare", lambda *_: ({}, {}, {}, []))
 
     def recipe(subject: Any, data: Any, budgets: Any, run: Any, **chosen: Any) -> Iterator[Result]:
-        """What the recipe gives."""
         for result in recipes.find(name)(subject, data, budgets, run, **chosen):
             made.append(weakref.ref(result.subject.model))
             yield result
             del result
 
-    function = toys.recipe_of(name, recipe)
-    function.__signature__ = inspect.signature(recipes.find(name))  # type: ignore[attr-defined]
-    function.__doc__ = recipes.find(name).__doc__
-    executor.run(function, subject, data, budgets, tmp_path / "out", **options)
+    executor.run(functools.wraps(recipes.find(name))(recipe), subject, data, budgets, tmp_path / "out", **options)
     assert len(made) == 2
     assert set(held) == {0}

@@ -78,6 +78,7 @@ def ignore_top_k(
         notes = [f"the update's length falls from {length:.4g} to {left:.4g}, {100 * left / length:.3g}% of it"]
         notes += _describe_sparse(subject, changed, stays)
         yield Result(str(budget), small, cut, dict(selection.spent), notes=(*notes, *subject.notes))
+        del small  # or it would be held beside the next one
 
 
 def _read_share(budget: Budget, subject: Delta) -> Fraction:

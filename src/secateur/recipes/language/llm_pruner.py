@@ -167,6 +167,7 @@ def llm_pruner(
             losses=losses, training=training,
         )  # fmt: skip
         yield Result(str(budget), student, cut, selection.spent, recovery, notes)
+        del student  # or it would be held beside the next one
 
 
 def choose_units(

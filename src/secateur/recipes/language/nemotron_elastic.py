@@ -204,6 +204,7 @@ def nemotron_elastic(
         notes += [f"{axis} stay whole: {why}" for axis, why in whole.items()]
         notes += subject.describe_needed([layer in student.layer_index for layer in subject.layer_index])
         yield Result(str(budget), student, cut, model.cost(chosen), records.together(*recoveries), tuple(notes))
+        del student  # or it would be held beside the next one
 
 
 def check(

@@ -134,6 +134,7 @@ def shortgpt(
             blocks=pair_layers(selection), losses=losses, training=training,
         )  # fmt: skip
         yield Result(str(budget), student, cut, selection.spent, recovery, notes)
+        del student  # or it would be held beside the next one
 
 
 def pair_layers(selection: Selection) -> list[tuple[int, int]]:

@@ -147,6 +147,7 @@ def slicegpt(
         )  # fmt: skip
         noisy = (timing.NOISY,) if found.get("noisy") else ()
         yield Result(str(budget), student, cut, predicted, recovery, (*notes, *noisy))
+        del student  # or it would be held beside the next one
 
 
 # ----------------------------------------------------------------------------------------------------------- rotation

@@ -194,7 +194,8 @@ def ziplm(
         )  # fmt: skip
         cut = replace(shapes.receipt(subject, student), notes=cut.notes)  # of the original, not of the last student
         yield Result(str(budget), student, cut, predicted, recovery, (timing.NOISY,) if decided["noisy"] else ())
-        current = student
+        current = student if gradual else subject
+        del student, start, decide  # or they would be held beside the next one
 
 
 def check_reachable(

@@ -195,12 +195,11 @@ def slimmoe(
                 notes.append(f"stage {stage}: {scoring.loss} loss has no gradient here, scored by the next token's")
             student = cast(Moe, student.cut(ranking.by_counts(units, worths, counts))[0])
             if count:
-                objective = distilling.objective(student, teacher)
                 for router in student.routers():
                     router.requires_grad_(not distilling.freeze_router)
                 seen = sum(done.steps for done in recoveries) * (training.accumulate or 1) * distributed.count()
                 recovery = distillation.train_student(
-                    student, teacher, Shifted(stream, seen), objective,
+                    student, teacher, Shifted(stream, seen), distilling.objective(student, teacher),
                     replace(training, steps=count, lr=peak, min_lr=floor), length=length, seed=seed,
                     dropout=distilling.noise, checkpoint=run.folder(f"train-{budget}-{stage}"))  # fmt: skip
                 student.model.requires_grad_(True)
@@ -213,6 +212,7 @@ def slimmoe(
             str(budget), student, shapes.receipt(subject, student), student.units(batch=batch, length=length).cost(),
             records.together(*recoveries), tuple(notes), stages=Folders(stored, subject),
         )  # fmt: skip
+        del student, rank  # or they would be held beside the next one
 
 
 def save_stage(student: Moe, folder: Path) -> Path:

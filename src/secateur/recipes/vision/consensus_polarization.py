@@ -150,8 +150,7 @@ def consensus_polarization(
     per_example = subject.flops() / rows
 
     for budget in budgets:
-        limits = budget.absolute(whole)
-        work, doors = subject.copy(), copy.deepcopy(gated.gates)
+        limits, work, doors = budget.absolute(whole), subject.copy(), copy.deepcopy(gated.gates)
         target = {measure: limit * (1.0 - aim.margin) for measure, limit in limits.items()}
         unit = max(gates.largest(gated.units, measure) for measure in target)
         objective = partial(
@@ -198,6 +197,7 @@ def consensus_polarization(
         }
         figures = run.json(f"gates-{budget}", partial(dict, figures))
         yield Result(str(budget), small, cut, selection.spent, recovery, describe(figures, len(held)))
+        del work, doors, objective, small  # or they would be held beside the next ones
 
 
 # ---------------------------------------------------------------------------------------------- gates on a network

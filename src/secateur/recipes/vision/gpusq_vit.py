@@ -158,9 +158,10 @@ def gpusq_vit(
             distributed.by_first(partial(sparse.save, folder))
         result = sparse
         if not dry_run and bits != 32:
-            left = partial(mixed.residuals, sparse.model, subject.model, ask, taps, feed)
             with loop.place_for_training(sparse.model, subject.model):
-                residual = run.json(f"residuals-{budget}", left)
+                residual = run.json(
+                    f"residuals-{budget}", partial(mixed.residuals, sparse.model, subject.model, ask, taps, feed)
+                )
             weights = [1.0] * len(taps) if uniform else mixed.importance(list(residual.values()))
             shorter = replace(training, epochs=quantise_epochs, lr=quantise_lr)
             result, tuned, more = quantise(
@@ -172,6 +173,7 @@ def gpusq_vit(
         promised = nonzero(whole) - sum(nonzero({name: one}) for name, one in chosen.items())
         predicted = {"weights": float(promised + sum(int(one.sum()) for one in mask.values()))}
         yield Result(str(budget), result, cut, predicted, records.together(pruned, tuned))
+        del sparse, result  # or they would be held beside the next ones
 
 
 def check(data: Examples, bits: int, labels: str, factors: Sequence[float]) -> None:

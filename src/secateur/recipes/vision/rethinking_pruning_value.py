@@ -148,6 +148,7 @@ def rethinking_pruning_value(
         student = students.pop("fine-tuned")
         spent = dict(pruned.selection.spent)
         yield Result(str(budget), student, pruned.cut, spent, tuned.recovery, notes, beside=students)
+        del start, pruned, arms, tuned, student, students  # or they would be held beside the next ones
 
 
 def choose_cut(

@@ -209,13 +209,13 @@ def yolov4_group_sad(
         tuned, taught = training_stages.finetune(student, finetune_epochs, budget), None
         if distil_epochs:
             taps, weights = attention_layers(subject, image, attention)
-            compare = spatial_attention(weights, attention.foreground)
             taught = training_stages.distil(
-                student, subject, taps, compare, distil_epochs, budget, weight=alpha, share=ALPHA, answers=answers,
-                temperature=temperature,
+                student, subject, taps, spatial_attention(weights, attention.foreground), distil_epochs, budget,
+                weight=alpha, share=ALPHA, answers=answers, temperature=temperature,
             )  # fmt: skip
         notes = tuple(f"{group}: {share:.0%} to go" for group, share in shares.items())
         yield Result(str(budget), student, cut, spent, records.together(pressed, tuned, taught), notes)
+        del student  # or it would be held beside the next one
 
 
 def check(

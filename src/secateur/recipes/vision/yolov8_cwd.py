@@ -165,6 +165,7 @@ def yolov8_cwd(
                 weight=alpha, answers=answers, temperature=softness, extra=[adapters],
             )  # fmt: skip
         yield Result(str(budget), student, cut, selection.spent, records.together(pressed, tuned, taught), notes)
+        del student  # or it would be held beside the next one
 
 
 def check(subject: Traced, budgets: Sequence[Budget], multiple: int, least: int, weights: Sequence[float]) -> None:
