@@ -35,11 +35,11 @@ yolo: $(YOLO)/.ready  ## detectors of Ultralytics (AGPL-3.0), in an environment 
 	@OMP_NUM_THREADS=1 $(YOLO)/bin/python -m pytest -q tests/subjects/network/test_detectors.py -k ultralytics
 
 # The first time one process compiles what all workers import, beside mypy: each would compile it for itself.
-test: style  ## formatting, types, import contracts, all fast tests
-	@$(BIN)/mypy >$(VENV)/mypy.log 2>&1 & types=$$!; status=0; \
+test: format  ## formatting, types, import contracts, all fast tests
+	@{ $(BIN)/lint-imports && $(BIN)/mypy; } >$(VENV)/lint.log 2>&1 & types=$$!; status=0; \
 		[ $(VENV)/.compiled -nt $(VENV)/.full ] || $(BIN)/python -m pytest -qq --collect-only >/dev/null 2>&1 || true; touch $(VENV)/.compiled; \
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 || status=$$?; \
-		wait $$types || { cat $(VENV)/mypy.log; status=1; }; exit $$status
+		wait $$types || { cat $(VENV)/lint.log; status=1; }; exit $$status
 
 wide: $(VENV)/.full  ## more cases of tests whose others are in make test, and peak memory of fresh processes against its plan
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'wide or memory'
@@ -48,10 +48,12 @@ lint: style  ## ruff, import-linter, mypy --strict on the package, and on claims
 	@$(BIN)/mypy
 	@$(BIN)/mypy --config-file claims/mypy.ini
 
-style: $(VENV)/.full
+style: format
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.full
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/lint-imports
 
 claims: $(VENV)/.full  ## the papers' claims on real data; RECIPE=name for one system, STALE=1 for rows of older code, PILOT=1 to try them out
 	@PILOT=$(PILOT) $(BIN)/python -m claims $(RECIPE) $(if $(STALE),--stale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from torch import nn
 
+import learnt
 from secateur.reports import charts
 from secateur.runs import measuring
 from secateur.subjects.network import files
@@ -44,6 +46,13 @@ def ctrl_c() -> Iterator[None]:
     yield
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What one worker has trained, the others read."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        learnt.share(tmp_path_factory.getbasetemp().parent / "learnt")
 
 
 @pytest.fixture
@@ -96,9 +105,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_logfinish(nodeid: str, location: tuple[str, int | None, str]) -> None:
-    """Modules that were first imported by a test stay, too."""
+    """Modules that were first imported by a test stay, too; so does torch's table of ONNX operators (0.7 s a file)."""
     if len(sys.modules) > frozen[0] + 100:
         _freeze()
+    registration = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if registration is not None and not hasattr(registration.ONNXRegistry.from_torchlib, "cache_info"):
+        make = functools.cache(registration.ONNXRegistry.from_torchlib)
+        registration.ONNXRegistry.from_torchlib = staticmethod(make)
 
 
 def _freeze() -> None:

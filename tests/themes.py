@@ -9,6 +9,7 @@ from pathlib import Path
 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import learnt
 from secateur.data import texts
 from secateur.methods.learning import Document
 from secateur.recover.training import loop, objectives
@@ -82,7 +83,8 @@ def _taught() -> LlamaForCausalLM:
     def objective(batch, totals):
         return objectives.task_loss(subject.forward(batch).prediction, batch, totals, causal=True), {}
 
-    loop.train(subject.model, lines, objective, steps=150, lr=1e-2, count=objectives.count, progress=False)
+    how = {"steps": 150, "lr": 1e-2, "count": objectives.count, "progress": False}
+    learnt.learn(subject.model, "themes", lambda: loop.train(subject.model, lines, objective, **how))
     return subject.model.eval()
 
 

@@ -33,6 +33,8 @@ from transformers import (
     RobertaModel,
 )
 
+import learnt
+
 WORDS = (  # noqa: SIM905
     "the a one two three tree garden gardener cuts prunes grows waters keeps branch branches leaf leaves root bud "
     "winter spring summer old young small large sharp clean every each often never slowly early late and or but of in "
@@ -170,15 +172,19 @@ def uneven(made: PreTrainedModel, share: float = 0.5, seed: int = 0) -> PreTrain
 
 def taught(made: PreTrainedModel, steps: int = 200, seed: int = 0) -> PreTrainedModel:
     """The same decoder after some steps on `chains`, packed as recipes pack them: its parts differ in worth."""
-    from secateur.data import texts
 
-    items = texts.batches(texts.read(chains(1600, seed)), tokenizer(), packed=True, batch=32, length=16, seed=seed)
-    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
-    for step, batch in enumerate(items.take(steps)):
-        optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / steps)
-        optimizer.zero_grad()
-        made(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss.backward()
-        optimizer.step()
+    def train() -> None:
+        from secateur.data import texts
+
+        items = texts.batches(texts.read(chains(1600, seed)), tokenizer(), packed=True, batch=32, length=16, seed=seed)
+        optimizer = torch.optim.AdamW(made.parameters(), lr=1e-2)
+        for step, batch in enumerate(items.take(steps)):
+            optimizer.param_groups[0]["lr"] = 1e-2 * (1 - step / steps)
+            optimizer.zero_grad()
+            made(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss.backward()
+            optimizer.step()
+
+    learnt.learn(made, (made.config.to_json_string(), steps, seed), train)
     return made.eval()
 
 
