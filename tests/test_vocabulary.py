@@ -374,6 +374,8 @@ def test_receipts_and_evidence_show_themselves_in_a_line_and_in_a_table():
     """A notebook used to get every site and every setting of a run."""
     cut = Cut({f"layers.{n}.neurons": (8, 32) for n in range(24)}, {"params": 2e6}, {"params": 1e6}, ("a note",))
     assert repr(cut) == "Cut(192 of 768 neurons in 24 layers; params 2,000,000 -> 1,000,000)"
+    heads = Cut({"layers.3.heads": (1, 4), "layers.4.heads": (1, 4), "layers.4.cross.heads": (2, 4)}, {}, {})
+    assert heads.describe() == "4 of 12 heads in 2 layers"  # a decoder's layer has heads of two kinds
     figures = {"params": Figure(2e6)}, {"params": Figure(1e6)}, {"speedup": Figure(2.0, 1.9, 2.1, "x")}
     row = Evidence("toy", "speedup=2x", {"params": 1e6}, figures[2], figures[0], figures[1], verdict="met", cut=cut)
     assert repr(row) == "Evidence(toy, speedup=2x: met, speedup 2 [1.9, 2.1] x)"

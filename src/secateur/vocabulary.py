@@ -457,18 +457,21 @@ class Cut:
     def describe(self) -> str:
         """Per kind of unit how many of how many went, and in how many layers where the others are not named.
 
-        A receipt may leave out what lost nothing: "2 of 2 kv_groups in 1 layer" are not all that the model has.
+        A receipt may leave out what lost nothing: "2 of 2 kv_groups in 1 layer" are not all that the model has. A layer
+        with heads of two kinds, its own and those that read an encoder, is one.
         """
         sites: dict[str, list[tuple[int, int]]] = {}
-        inside = set[str]()
+        inside: dict[str, set[str]] = {}
         for site, counts in self.removed.items():
             place, _, kind = site.rpartition(".")
             sites.setdefault(kind, []).append(counts)
-            inside |= {kind} if re.fullmatch(r"layers\.\d+", place) else set()
+            if layer := re.fullmatch(r"(layers\.\d+)(\.[a-z]+)?", place):
+                inside.setdefault(kind, set()).add(layer[1])
         parts = []
         for kind, pairs in sites.items():
             gone, count = (sum(numbers) for numbers in zip(*pairs, strict=True))
-            layers = f" in {len(pairs)} layer{'s' if len(pairs) > 1 else ''}" if kind in inside else ""
+            many = len(inside.get(kind, ()))
+            layers = f" in {many} layer{'s' if many > 1 else ''}" if many else ""
             parts += [f"{gone} of {count} {kind}" + (layers if all(lost for lost, _ in pairs) else "")] if gone else []
         return ", ".join(parts) or "nothing"
 
