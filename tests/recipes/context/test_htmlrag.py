@@ -130,6 +130,13 @@ def test_a_best_block_that_is_too_large_is_split_before_it_is_shortened():
     assert "thing21" in result.subject.text()
 
 
+@pytest.mark.parametrize("room", range(6))
+def test_as_many_blocks_stay_as_fit_and_all_of_them_where_all_do(room):
+    page = open_page("".join(f"<p>number {word}</p>" for word in ("one", "two", "three", "four", "five"))).split(1)
+    order = np.arange(len(page.blocks))
+    assert module.count_fitting(page, order, lambda page, keep, times: keep.sum() <= room) == room
+
+
 @pytest.mark.parametrize("html", ["", "   ", "<!-- -->", "<script>x</script>"])
 def test_an_empty_page_stays_empty(html):
     (result,) = run(open_page(html), "What?", "words=5")
