@@ -18,7 +18,7 @@ WIDE = {
     "conformance/test_subjects.py::test_models_that_no_family_describes": {
         "SegformerForSemanticSegmentation", "T5ForConditionalGeneration",
     },
-    # Qwen3 is cut, silenced, saved and opened as the others are.
+    # Its layers are those of bert, which stays.
     "conformance/test_subjects.py::test_transformers": {"roberta"},
     # Each number of processes stays with one of the two sizes.
     "data/test_feeding.py::test_each_batch_is_what_it_was_when_it_came": {"1-8", "2-24", "3-8", "9-24"},
