@@ -41,7 +41,7 @@ test: format  ## formatting, types, import contracts, all fast tests
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 || status=$$?; \
 		wait $$types || { cat $(VENV)/lint.log; status=1; }; exit $$status
 
-wide: $(VENV)/.full  ## more cases of tests whose others are in make test, and peak memory of fresh processes against its plan
+wide: $(VENV)/.wide  ## further cases, long tests of what shorter ones go through one by one, and peak memory against its plan
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'wide or memory'
 
 lint: style  ## ruff, import-linter, mypy --strict on the package, and on claims and benchmarks what they call
@@ -62,7 +62,7 @@ claims: $(VENV)/.full  ## the papers' claims on real data; RECIPE=name for one s
 gpu: $(VENV)/.full  ## what only a real card shows, into docs/evidence/gpu.md; without a card one line says so
 	@SECATEUR_GPU=1 $(BIN)/python -m pytest -q tests/gpu
 
-docs: $(VENV)/.full  ## the documentation in site/, and the tables generated from docs/evidence
+docs: $(VENV)/.wide  ## the documentation in site/, and the tables generated from docs/evidence
 	@$(BIN)/python scripts/tables.py
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
@@ -76,7 +76,7 @@ fuzz: $(VENV)/.full  ## the parsers of what strangers write, a minute each
 	@for parser in $$($(BIN)/python scripts/fuzz.py list); do echo "== $$parser"; \
 		$(BIN)/python scripts/fuzz.py "$$parser" -max_total_time=60 -verbosity=0; done
 
-changelog: $(VENV)/.full  ## gather changes/ into CHANGELOG.md for the version in pyproject.toml
+changelog: $(VENV)/.wide  ## gather changes/ into CHANGELOG.md for the version in pyproject.toml
 	@$(BIN)/towncrier build --yes --version "$$($(BIN)/python -c 'import secateur; print(secateur.__version__)')"
 
 clean:  ## remove what was built: the environment, caches, the site; not the demo's results
@@ -99,9 +99,14 @@ $(VENV)/.context: $(VENV)/.base
 	@touch $@
 
 $(VENV)/.full: pyproject.toml | $(BIN)/pip
-	@echo "Installing secateur with its test and documentation tools into $(VENV) (the first time takes some minutes)"
-	@$(PIP) --editable '.[all,test,docs]'
+	@echo "Installing secateur with its test tools into $(VENV) (the first time takes some minutes)"
+	@$(PIP) --editable '.[all,test]'
 	@touch $(VENV)/.base $(VENV)/.context $@
+
+# A sixth of the whole, which make test does without.
+$(VENV)/.wide: $(VENV)/.full
+	@$(PIP) --editable '.[docs,ray]'
+	@touch $@
 
 $(VENV)/.bench: $(VENV)/.full
 	@$(PIP) --editable '.[bench]'

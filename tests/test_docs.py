@@ -387,6 +387,7 @@ def test_a_stale_table_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "README.md").read_text("utf-8").startswith("before\n")
 
 
+@pytest.mark.wide
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     build = subprocess.run(

@@ -422,6 +422,7 @@ def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher(
 # -------------------------------------------------------------------------------------------------------- commands
 
 
+@pytest.mark.wide
 @pytest.mark.usefixtures("card")
 def test_commands_on_models_run_there(tmp_path: Path) -> None:
     tiny.folder("llama", tmp_path / "llama")

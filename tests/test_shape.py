@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+import wide
 from secateur import recipes
 from secateur.runs import keywords
 
@@ -375,3 +376,12 @@ def test_imports_are_declared() -> None:
                 assert aliases.get(root, root).lower() in names, (
                     f"{name_of(file)} imports {root}, which is not declared"
                 )
+
+
+def test_what_runs_apart_is_there() -> None:
+    """A test that was renamed would run in `make test` again, unnoticed."""
+    tests = ROOT / "tests"
+    for name in wide.WIDE:
+        file, _, function = name.partition("::")
+        assert re.search(rf"^def {function}\(", (tests / file).read_text("utf-8"), re.MULTILINE), name
+    assert all((tests / file).is_file() for file in wide.FILES)

@@ -1,12 +1,15 @@
 """Which cases run apart: `make wide`. Each has a sibling in `make test` that goes through the same code.
 
 `make test` is to take at most a quarter of an hour on two cores, whatever is added. A case may stand here only where
-others of the same test stay; what nothing else tests stays in `make test`, but for `FILES`.
+others of the same test stay. A whole test that takes seconds runs apart by `@pytest.mark.wide` where it joins what
+others go through one by one; what nothing else goes through stays in `make test`, but for `FILES`.
 """
 
 from __future__ import annotations
 
-__all__ = ["WIDE", "is_wide"]
+from secateur.recipes import cards
+
+__all__ = ["FILES", "WIDE", "is_wide"]
 
 WIDE = {
     "conformance/test_recipes.py::test_recipes": {"yolov4_group_sad"},
@@ -18,14 +21,16 @@ WIDE = {
     "conformance/test_subjects.py::test_models_that_no_family_describes": {
         "SegformerForSemanticSegmentation", "T5ForConditionalGeneration",
     },
-    # Its layers are those of bert, which stays.
-    "conformance/test_subjects.py::test_transformers": {"roberta"},
+    # An encoder and two decoders stay; qwen3 is cut in subjects/transformer/test_adapters.py, too.
+    "conformance/test_subjects.py::test_transformers": {"distilbert", "qwen3", "roberta"},
     # Each number of processes stays with one of the two sizes.
     "data/test_feeding.py::test_each_batch_is_what_it_was_when_it_came": {"1-8", "2-24", "3-8", "9-24"},
-    # The whole network within autocast stays; the note and the file are of one function.
-    "formats/test_onnx_files.py::test_a_network_that_casts_to_half_precision_is_a_file_in_float32": {"False"},
     # Operators of torch's exporter; cut and written as the others.
-    "formats/test_onnx_files.py::test_the_file_runs_alone_and_equals_pytorch": {"grouped", "spectrum"},
+    "formats/test_onnx_files.py::test_the_file_runs_alone_and_equals_pytorch": {
+        "fused attention", "grouped", "spectrum",
+    },
+    # Of any size, too, where heights and widths are named.
+    "formats/test_onnx_files.py::test_images_of_any_size_where_the_network_takes_them": {"Segmenter-True-given0"},
     "formats/test_qdq.py::test_onnx_says_where_it_rounds_and_holds_integers": {"4"},
     # Each way stays with one of the two budgets, and each recipe with both.
     "methods/test_protection.py::test_what_is_protected_stays_and_the_budget_counts_it": {
@@ -35,6 +40,16 @@ WIDE = {
     # One loop calls whatever score there is; each score has a test of its own.
     "recipes/data/test_kd_data_pruning.py::test_a_teacher_is_worth_more_than_labels_of_which_some_are_wrong": {
         "forgetting", "grand",
+    },
+    # Of an earlier run, by its folder; what it kept stands in one file.
+    (
+        "recipes/data/test_kd_data_pruning.py::"
+        "test_scores_of_an_earlier_run_or_index_serve_another_budget_alpha_and_student"
+    ): {
+        "first-how0",
+    },
+    "recipes/data/test_kd_data_pruning.py::test_the_full_set_and_the_teacher_can_be_discarded": {
+        "work/kept-examples=20%/examples.npz",
     },
     # "memory" is the sum of the two.
     "recipes/language/test_minitron.py::test_budgets_of_other_measures_are_kept": {"bytes=80%", "kv_cache=60%"},
@@ -51,22 +66,37 @@ WIDE = {
         "25-dhspg-adam", "25-hesso-adam", "25-hesso-sgd", "4-dhspg-adamw", "4-dhspg-sgd", "4-hesso-adamw",
     },
     # Streamed as wanda is; its shares by layer are streamed in recipes/sparse/test_owl.py.
-    "runs/backends/test_streamed.py::test_streamed_runs_have_the_same_weights_and_figures": {"owl", "wanda"},
+    "runs/backends/test_streamed.py::test_streamed_runs_have_the_same_weights_and_figures": {
+        "magnitude", "owl", "wanda",
+    },
+    # Means stay: both read the same blocks.
+    "runs/backends/test_streamed.py::test_stun_streams_a_mixture_block_by_block": {"counts"},
+    "runs/backends/test_offloaded.py::test_experts_are_scored_and_cut_where_they_are_brought": {"options0"},
+    # Ctrl-C and kills come to several processes in the same file.
+    "runs/test_context_files.py::test_line_for_line_with_its_own_fields": {"2"},
     # Scores have tests of their own; two read from the disk, one with a training and one without.
     "runs/test_data.py::test_texts_on_the_disk_are_scored_as_in_memory": {"memorisation-0.2"},
     "runs/test_distilling.py::test_a_second_student_asks_for_nothing_that_a_cache_holds": {"8"},
     "runs/test_distilling.py::test_a_sparse_student_learns_in_integers_and_is_measured_as_saved": {"4"},
-    "runs/test_distilling.py::test_what_tells_of_whole_texts_learns_from_teachers_of_other_tokenizers": {"embedding"},
+    "runs/test_distilling.py::test_what_tells_of_whole_texts_learns_from_teachers_of_other_tokenizers": {
+        "classes", "embedding",
+    },
+    # Shares and labels are told of in the test of loyalty, too.
+    "runs/test_distilling.py::test_several_teachers_are_followed_together": {"how1", "how2"},
+    "runs/test_distilling.py::test_a_teacher_that_is_offloaded_teaches_what_it_teaches_in_memory": {"how1", "how2"},
     # Each of the two choices stays in one case.
     "runs/test_distilling.py::test_teachers_that_differ_by_padding_teach_as_those_without_it": {
         "llama-how2-0", "masked-how1-all",
     },
-    # Written and read block by block, as wanda is.
-    "runs/test_measuring.py::test_tied_embeddings_stay_tied_and_whole": {"magnitude", "sparsegpt"},
+    # Read as those of embeddings and head in runs/backends/test_streamed.py.
+    "runs/test_measuring.py::test_tied_embeddings_stay_tied_and_whole": {"magnitude", "sparsegpt", "wanda"},
+    "runs/test_measuring.py::test_the_least_that_is_told_can_be_had": {"owl"},
     # Arms of a run are added in the cases of networks; detectors train as in recipes/vision.
     "runs/test_scratch_baseline.py::test_arms_are_added_to_a_run_of_a_detector": {""},
     # A model of two stacks is written, too, in subjects/transformer/test_encoder_decoder.py.
-    "subjects/network/test_pretrained.py::test_a_folder_comes_back_as_a_plain_folder": {"sound", "two stacks"},
+    "subjects/network/test_pretrained.py::test_a_folder_comes_back_as_a_plain_folder": {
+        "pixels", "sound", "two stacks",
+    },
     # Each branch is erased in another case, too.
     "subjects/network/test_segments.py::test_erased_equals_zeros_and_takes_less": {"names0"},
     # Each of the two choices stays in one case: "new-full" and "resumed-padded".
@@ -83,13 +113,13 @@ WIDE = {
         # gpt-oss, deepseek3 and qwen2-moe stay of the mixtures, and gemma3 of Gemma.
         "gemma2", "olmoe", "phimoe",
     },
-    # NemotronH-moe has layers of the same kinds, and Qwen3_5 those of Qwen3Next.
+    # NemotronH-moe has layers of the same kinds, and Qwen3_5 those of Qwen3Next; Lfm2 stays in the test below.
     "subjects/transformer/test_deriving.py::test_layers_of_several_kinds_are_cut_as_silenced": {
-        "Bamba", "FalconH1", "NemotronH", "Qwen3Next",
+        "Bamba", "FalconH1", "Lfm2", "NemotronH", "Qwen3Next", "RecurrentGemma",
     },
-    # Qwen3Next has the same mixer.
+    # Lfm2 stays, and RecurrentGemma's heads are cut as those of any network.
     "subjects/transformer/test_deriving.py::test_heads_of_mixers_that_share_nothing_are_cut_as_silenced": {
-        "Qwen3_5-True",
+        "Qwen3Next-False", "Qwen3_5-True", "RecurrentGemma-True",
     },
     "subjects/transformer/test_deriving.py::test_heads_and_channels_of_mamba_2_are_cut_as_silenced": {"alike"},
     "subjects/transformer/test_deriving.py::test_experts_with_inputs_before_outputs_are_units": {
@@ -98,15 +128,18 @@ WIDE = {
     "subjects/network/test_pretrained.py::test_heads_of_a_mixer_are_cut_as_those_of_any_network_and_load_anywhere": {
         "RecurrentGemma",
     },
+    "subjects/transformer/test_parts.py::test_a_part_is_looked_at_and_measured_alone": {"False"},
+    "subjects/transformer/test_parts.py::test_a_part_that_reads_images_is_looked_at_alone": {"vision_tower"},
     # Wav2Vec2 stays, whose encoder it is.
     "subjects/transformer/test_sources.py::test_an_encoder_of_sounds_is_cut_and_counted_by_the_frames_that_it_reads": {
         "Hubert",
     },
     # The same choices with LoRA and, of a Llama, with DoRA stay.
     "subjects/transformer/test_adapters.py::test_a_translated_adapter_equals_the_merged_model_cut": {
-        "bert-mlm-True-labels7", "gpt2-scaled-True-labels6", "qwen3-True-labels5",
+        "bert-mlm-True-labels7", "gpt2-scaled-False-labels2", "gpt2-scaled-True-labels6", "qwen3-False-labels1",
+        "qwen3-True-labels5",
     },
-    "subjects/transformer/test_export.py::test_onnx_generates_like_pytorch": {"gemma2"},
+    "subjects/transformer/test_export.py::test_onnx_generates_like_pytorch": {"gemma2", "mixtral"},
     # Its encoder is cut in test_sources.py; T5 and Bart stay.
     "subjects/transformer/test_encoder_decoder.py::test_a_cut_equals_silencing_and_loads_without_secateur": {"Whisper"},
     # Channels go, and adapters are translated, in test_adapters.py.
@@ -114,21 +147,53 @@ WIDE = {
         "subjects/transformer/test_traced_cuts.py::"
         "test_what_recipes_do_not_cut_in_a_class_is_mapped_and_adapters_are_translated"
     ): {
-        "channels",
+        "channels", "ranks",
     },
-    # The other two have mixers of the same kind.
-    "methods/test_elastic.py::test_masked_is_sliced_and_costs_what_it_says": {"NemotronH"},
-    # conformance/test_recipes.py runs these recipes, too; flags, options and budgets in all pages are checked as they
-    # stand. Pages that say more than how a recipe is run stay, and one each of an encoder, decoder and detector.
+    "subjects/transformer/test_traced_cuts.py::test_a_cut_of_a_gguf_file_has_the_map_of_a_cut_of_its_folder": {
+        "model.gguf",
+    },
+    (
+        "subjects/transformer/test_traced_cuts.py::"
+        "test_an_adapter_of_the_base_is_translated_to_a_model_that_was_cut_as_a_network"
+    ): {
+        "llama",
+    },
+    # The other one has mixers of the same kind.
+    "methods/test_elastic.py::test_masked_is_sliced_and_costs_what_it_says": {"NemotronH", "NemotronH-latent"},
+    "methods/test_blockwise.py::test_starved_experts_of_blocks_done_before_a_kill_are_counted": {"owl", "wanda"},
+    # Each end, and each scope, stays in one case.
+    "methods/test_updates.py::test_the_first_floor_of_k_n_go_or_stay_as_a_stable_sort_has_them": {
+        "largest-tensor", "smallest-global",
+    },
+    # A table of each kind of layer stays: an encoder's, a decoder's with gates, with experts, and one of Conv1D.
+    "subjects/transformer/test_table_reader.py::test_a_derived_table_is_the_one_written_by_hand": {
+        "distilbert", "gemma2-untied", "gpt2", "llama-tied-bias", "phi3", "qwen3",
+    },
+    # An encoder, a decoder and experts stay.
+    "subjects/transformer/test_offloaded.py::test_a_cut_is_that_of_the_model_in_memory": {"gpt2", "llama"},
+    "subjects/transformer/test_logits.py::test_without_its_head_a_model_gives_its_own_logits_all_the_same": {
+        "FalconH1-0.25",
+    },
+    "subjects/transformer/test_reshaped.py::test_a_network_cut_in_no_whole_units_loads_anywhere": {
+        "AutoModelForSemanticSegmentation",
+    },
+    "runs/test_memory_plan.py::test_experts_count_as_evenly_used": {"False"},
+    # One loop over blocks; each of the two methods stays both streamed and in memory in one case.
+    "recipes/sparse/test_sparsegpt.py::test_streamed_gives_the_same_weights": {"sparsegpt-False", "wanda-True"},
+    "recipes/sparse/test_sparsegpt.py::test_scopes_are_kept_exactly_and_the_error_of_each_block_is_told": {"owl"},
+    "recipes/sparse/test_magnitude.py::test_counts_are_exact_and_everything_else_stays": {"owl", "sparsegpt"},
+    "recipes/sparse/test_ast.py::test_every_group_along_the_inputs_keeps_exactly_n": {"gpt2"},
+    "recipes/sparse/test_d_pruner.py::test_what_stays_is_the_original_to_the_bit_and_the_original_stays": {"qwen3"},
+    # Shards and replicas each stay in one of the two tests.
+    "test_several_processes.py::test_a_training_that_one_of_two_processes_was_asked_to_end_goes_on": {"fsdp2"},
+    "test_several_processes.py::test_each_way_of_training_is_that_of_one_process": {"ddp"},
+    # conformance/test_recipes.py runs all recipes, too; flags, options and budgets in all pages are checked as they
+    # stand. Of the guide's pages a newcomer's first ones stay, and those that are over in a second or two.
     "test_docs.py::test_code_blocks_run": {
-        "docs/recipes/d_pruner.md", "docs/recipes/dp4tl.md", "docs/recipes/gpusq_vit.md",
-        "docs/recipes/ignore_top_k.md", "docs/recipes/kd_data_pruning.md", "docs/recipes/llm_pruner.md",
-        "docs/recipes/minitron.md", "docs/recipes/nd_loss.md", "docs/recipes/nemotron_elastic.md",
-        "docs/recipes/otov3.md", "docs/recipes/owl.md", "docs/recipes/pat.md",
-        "docs/recipes/rethinking_pruning_value.md", "docs/recipes/romanian_distilberts.md",
-        "docs/recipes/shortgpt.md", "docs/recipes/slicegpt.md", "docs/recipes/slimmoe.md",
-        "docs/recipes/sparsegpt.md", "docs/recipes/stun.md", "docs/recipes/wanda.md",
-        "docs/recipes/yolov4_group_sad.md",
+        "docs/guide/any-network.md", "docs/guide/data.md", "docs/guide/distilling.md", "docs/guide/kick.md",
+        "docs/guide/oracle.md", "docs/guide/reasoning.md", "docs/guide/reload.md", "docs/guide/runs.md",
+        "docs/guide/sparsity.md", "docs/guide/streaming.md",
+        *(f"docs/recipes/{name}.md" for name in cards() if name not in ("htmlrag", "magnitude", "provence")),
     },
     # A narrower and a wider window stay.
     "reports/test_report.py::test_nothing_overflows_and_everything_shows": {"390"},
@@ -145,16 +210,18 @@ WIDE = {
     },
     # A cache, and masks that lack, are in other cases of segmenters and of caches.
     "runs/test_distilling.py::test_a_segmenter_learns_from_outputs_with_names_pixel_by_pixel": {
-        "two from a cache, without masks",
+        "named outputs", "two from a cache, without masks",
     },
-    "test_several_processes.py::test_single_weights_go_in_two_processes_as_in_one": {"stun-False-options0"},
+    "test_several_processes.py::test_single_weights_go_in_two_processes_as_in_one": {
+        "d_pruner-False-options2", "stun-False-options0",
+    },
     # Ctrl-C comes in every stage, and kills at random moments.
     "test_kill.py::test_ctrl_c_at_random_moments": {""},
     "test_kill.py::test_ctrl_c_in_every_stage": {"minitron"},
     "test_kill.py::test_killed_at_ten_random_moments": {"minitron"},
-    # One cut and one loop; llm_pruner, romanian_distilberts, shortgpt and ziplm stay.
+    # One cut and one loop; llm_pruner, pat, ph3, romanian_distilberts and shortgpt stay.
     "test_second_device.py::test_a_recipe_prunes_and_trains_a_model_that_lies_on_two_devices": {
-        "ast", "minitron", "slicegpt", "slimmoe",
+        "ast", "minitron", "nemotron_elastic", "slicegpt", "slimmoe", "ziplm",
     },
     # The test of all recipes trains them on the card.
     "test_second_device.py::test_a_subject_on_the_cpu_is_trained_on_the_card_and_comes_back": {"otov3"},
@@ -162,26 +229,32 @@ WIDE = {
     "test_second_device.py::test_examples_are_scored_by_a_network_on_the_card": {"forgetting", "grand"},
     # Those of language models lie on two devices in the test above; nd_loss comes back from the card in others.
     "test_second_device.py::test_every_recipe_runs_where_its_subject_lies": {
-        "d_pruner", "llm_pruner", "minitron", "nd_loss", "nemotron_elastic", "owl", "pat", "ph3",
-        "romanian_distilberts", "shortgpt", "sparsegpt", "stun", "yolov4_group_sad", "ziplm",
+        "consensus_polarization", "d_pruner", "gpusq_vit", "llm_pruner", "minitron", "nd_loss", "nemotron_elastic",
+        "owl", "pat", "ph3", "romanian_distilberts", "shortgpt", "slicegpt", "sparsegpt", "stun", "wanda",
+        "yolov4_group_sad", "yolov8_cwd", "ziplm",
     },
     # Read, counted and timed as a Llama.
     "test_second_device.py::test_transformers_are_measured_on_the_card_as_on_the_cpu": {"gpt2", "masked"},
-    "test_second_device.py::test_a_step_of_distillation_copies_its_batch_and_waits_once_for_each_loss": {"js"},
+    "test_second_device.py::test_a_step_of_distillation_copies_its_batch_and_waits_once_for_each_loss": {
+        "cached", "js",
+    },
+    "test_second_device.py::test_passes_over_the_data_run_where_training_would": {"gpusq_vit-passes1"},
     "test_second_device.py::test_networks_are_measured_on_the_card_as_on_the_cpu": {"boxes"},
-    # llm_pruner, shortgpt and slicegpt heal and ziplm learns by the function by which minitron learns; what they
-    # calibrate is shared out as in test_together.py. Of detectors yolov8_cwd stays.
+    # llm_pruner, shortgpt and slicegpt heal, and nemotron_elastic, pat, slimmoe and ziplm learn, by the function by
+    # which minitron learns; what they calibrate is shared out as in test_together.py. Networks train by the loop of
+    # nd_loss and otov3.
     "test_several_processes.py::test_two_processes_train_as_one_with_the_same_global_batch": {
-        "llm_pruner", "shortgpt", "slicegpt", "yolov4_group_sad", "ziplm",
+        "gpusq_vit", "llm_pruner", "nemotron_elastic", "pat", "shortgpt", "slicegpt", "slimmoe", "yolov4_group_sad",
+        "yolov8_cwd", "ziplm",
     },
     # Its networks train as those of kd_data_pruning do, by one loop.
     "test_several_processes.py::test_training_sets_are_cut_by_two_processes_as_by_one": {"dp4tl"},
     "test_training_options.py::test_the_model_of_a_budget_is_gone_when_the_next_one_is_made": {
-        "ast", "magnitude", "owl", "sparsegpt", "wanda",
+        "ast", "magnitude", "owl", "romanian_distilberts", "sparsegpt", "wanda",
     },
-    # They heal by the one call that shortgpt heals by, and train in the stages of yolov8_cwd.
+    # They heal by the one call that shortgpt heals by, and train as networks do in nd_loss and otov3.
     "test_training_options.py::test_what_a_recipe_is_asked_for_is_in_force": {
-        "llm_pruner", "slicegpt", "yolov4_group_sad",
+        "gpusq_vit", "llm_pruner", "slicegpt", "yolov4_group_sad", "yolov8_cwd",
     },
 }  # fmt: skip
 """Test -> its cases."""

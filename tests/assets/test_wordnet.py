@@ -27,6 +27,7 @@ def test_a_pointer_and_its_inverse_are_one_fact(tmp_path):
     assert [synset.words for synset in wordnet.synsets(tmp_path)][1] == ["physical entity", "thing"]
 
 
+@pytest.mark.wide
 @pytest.mark.slow
 def test_all_of_it():
     try:

@@ -24,6 +24,7 @@ def test_distill_prints_what_it_did_and_what_it_would_take(places):
     assert (places / "taught" / "config.json").is_file()
 
 
+@pytest.mark.wide
 def test_a_cache_that_mends_itself_says_so_in_one_line(places):
     how = ["distill", "other", "--from", "llama", "--cache", "4", *TAUGHT]
     assert forked(places, *how, "--out", "sound").code == 0
@@ -47,6 +48,7 @@ def test_a_student_that_comes_no_nearer_ends_with_one(places):
     assert "failed: the student is no nearer to its teachers" in done.stdout
 
 
+@pytest.mark.wide
 def test_a_config_repeats_a_distillation_and_flags_win_over_it(places):
     how = ["--hidden", "--training", "every=2", "--held-out", "texts.txt", *TAUGHT]
     done = forked(places, "distill", "other", "--from", "llama", "--out", "first", *how)

@@ -100,6 +100,7 @@ def test_a_missed_budget_ends_with_one_and_only_a_result_is_pointed_to(places, c
     assert "\nresult  " in printed([nothing, row], "small")
 
 
+@pytest.mark.wide
 def test_a_run_can_add_networks_trained_from_scratch(places):
     done = forked(places, *ZIPLM, "--out", "beside", *SMALL, "--held-out", "texts.txt", "--scratch-baseline", "E")
     assert done.code == 0, done.stderr
@@ -139,6 +140,7 @@ def test_networks_that_can_not_be_trained_from_scratch_are_refused_before_the_ru
         assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.wide
 def test_networks_trained_from_scratch_take_epochs_rate_and_cap(tmp_path):
     (tmp_path / "net.py").write_text(NET)
     draw = np.random.default_rng(0)

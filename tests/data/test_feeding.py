@@ -136,6 +136,7 @@ print(one._values is not None)
 """
 
 
+@pytest.mark.wide
 def test_a_process_ends_whose_workers_were_never_told_to():
     """multiprocessing waits for them at its end, and they do not listen to SIGTERM."""
     printed = subprocess.run([sys.executable, "-c", LEFT], stdout=subprocess.PIPE, text=True, timeout=60).stdout

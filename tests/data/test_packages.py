@@ -20,6 +20,7 @@ def test_detokenising_restores_print():
     assert packages.detokenise(["1/2", "--", "or", "less", ";", ";"]) == "1/2 -- or less;"
 
 
+@pytest.mark.wide
 def test_the_standard_library_speaks_english():
     sentences = packages.standard_library_text()
     assert len(sentences) > 3000

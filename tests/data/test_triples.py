@@ -316,6 +316,7 @@ def test_umls():
     assert len(facts(graph)) == 6_529
 
 
+@pytest.mark.wide
 def test_movielens():
     graph = real(packages.movielens)
     names = dict(graph.things())

@@ -171,6 +171,7 @@ class Casting(nn.Module):
             return self.second(self.first(x).relu().mean((2, 3)).to(torch.bfloat16)).float()
 
 
+@pytest.mark.wide
 @pytest.mark.usefixtures("programs")
 @pytest.mark.parametrize("auto", [False, True])
 def test_a_network_that_casts_to_half_precision_is_a_file_in_float32(tmp_path: Path, auto: bool) -> None:

@@ -45,6 +45,7 @@ def test_onnx_says_where_it_rounds_and_holds_integers(tmp_path, bits):
         assert off > 0.001 if notes else off < 0.02, "told where the kernels of this processor are off, and only there"
 
 
+@pytest.mark.wide
 def test_a_network_that_rounds_for_itself_is_left_as_it_is(tmp_path):
     onnx = pytest.importorskip("onnx")
 

@@ -237,6 +237,7 @@ def test_experts_without_gates_are_an_axis_as_gated_ones_are(name):
     }
 
 
+@pytest.mark.wide
 def test_experts_that_add_biases_stay_whole_and_a_reason_says_so():
     subject = mixed_hybrid(mlp_bias=True)
     for axis in ("experts", "expert_neurons"):
@@ -505,6 +506,7 @@ def test_an_order_of_layers_leaves_one_with_an_attention():
         assert len({layer for layer, _ in shuffle_layers(hybrid, 4, seed)} & {1, 3}) == 1
 
 
+@pytest.mark.wide
 def test_an_order_of_layers_leaves_one_of_each_stack():
     sizes = {"encoder_layers": 3, "decoder_layers": 3, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
     sizes |= {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "d_model": 16, "vocab_size": 64}

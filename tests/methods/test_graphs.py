@@ -138,6 +138,7 @@ def child(path: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.wide
 def test_a_kill_during_loading_leaves_a_store_that_is_made_anew(tmp_path, cache):
     path = table(tmp_path / "a.tsv", 100_000)
     process = child(path)

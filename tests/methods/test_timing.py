@@ -148,6 +148,7 @@ def test_torch_compile_keeps_each_model_apart_and_gives_what_the_model_gives(mon
     assert all(how == {"fullgraph": True, "dynamic": False} for _, how in asked)
 
 
+@pytest.mark.wide
 def test_a_compiled_step_is_the_model_as_a_whole(monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     start, place = subject("gpt2").stack("heads", 2, 1), latency.Environment(2, 8, phase="decode", timer="compile")

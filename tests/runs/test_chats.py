@@ -85,6 +85,7 @@ def test_a_column_of_chats_is_named_as_one_of_texts_is(folders, tmp_path):
     assert found.after == usual.after
 
 
+@pytest.mark.wide
 def test_quality_of_chats_is_that_of_answers(folders):
     subject = open_subject(folders / "student")
     data = Language().fit_data(replace(texts.read(folders / "chats.jsonl"), completion_only=True), subject)

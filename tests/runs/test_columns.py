@@ -91,6 +91,7 @@ def test_distill_learns_from_columns_and_is_tied_to_them(place: Path, capsys: py
     assert "holds a run with text=not set, not text=review:" in capsys.readouterr().err
 
 
+@pytest.mark.wide
 def test_a_run_and_its_rivals_from_scratch_read_the_same_columns(place: Path) -> None:
     how = ["--batch", "1", "--length", "16", "--steps", "2", "--calibration", "16", "--trials", "0",
            "--train-batch", "8", "--train-length", "16"]  # fmt: skip

@@ -156,6 +156,7 @@ def test_what_nobody_raised_on_purpose_is_an_error_of_its_line(tmp_path):
         secateur.prune_file("htmlrag", source, tmp_path / "b.jsonl", "words=2", embedder=out_of_memory, strict=True)
 
 
+@pytest.mark.wide
 def test_a_killed_process_is_replaced_once(tmp_path):
     rows = [(str(number), str(tmp_path / "kills") if number == 30 else "") for number in range(40)]
     (tmp_path / "kills").write_text("k")

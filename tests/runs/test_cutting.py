@@ -162,6 +162,7 @@ def test_a_model_that_guesses_is_said_before_and_first(place: Path, capsys) -> N
     assert "Target met, quality lost" in page
 
 
+@pytest.mark.wide
 def test_its_run_yaml_repeats_it_and_flags_win(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     how = ["--score", "random", "--seed", "3", "--protect", "0", "--multiple", "2"]
     assert cli.main(["prune", "net.py:build", *SHAPE, "--budget", "channels=70%", *how, "--out", "a"]) == 0

@@ -442,6 +442,7 @@ def same(live, cached):
             assert cached.after[name].value == pytest.approx(live.after[name].value, rel=5e-3, abs=5e-3)
 
 
+@pytest.mark.wide
 def test_all_that_a_network_is_told_is_kept_and_each_example_asked_once(nets, monkeypatch):
     asked = []
     real = teachers._tokens
@@ -502,6 +503,7 @@ def noted(asked, ask, batch, **how):
     return ask(batch, **how)
 
 
+@pytest.mark.wide
 def test_all_that_encoders_and_language_models_are_told_is_kept(places, labelled, tmp_path):
     tiny.folder("bert", tmp_path / "wide", sentence=True)
     tiny.folder("distilbert", tmp_path / "thin", sentence=True)
@@ -836,6 +838,7 @@ def test_modules_in_balance_count_as_much_as_the_predictions(nets):
     assert plain.recovery.losses[0][1] != pytest.approx(1.5 * alone, rel=1e-2)
 
 
+@pytest.mark.wide
 def test_buckets_are_between_the_likeliest_and_all(places, nets, tmp_path):
     plain, all_, some = (
         of_nets(nets, steps=4, out=str(n), **how)
@@ -1175,6 +1178,7 @@ def test_a_segmenter_learns_from_outputs_with_names_pixel_by_pixel(teachers, how
         assert "mIoU" in row.baselines["teacher"]
 
 
+@pytest.mark.wide
 def test_masks_train_a_segmenter_and_their_void_counts_nowhere(shapes, tmp_path):
     row = taught_pixels(
         vision_models.fcn(6, seed=3), vision_models.fcn(6), shapes, tmp_path / "out", task=1.0, steps=40, lr=2e-2
@@ -1183,6 +1187,7 @@ def test_masks_train_a_segmenter_and_their_void_counts_nowhere(shapes, tmp_path)
     assert "255" not in str(row.settings)
 
 
+@pytest.mark.wide
 def test_a_segmenter_of_one_logit_learns_two_classes(shapes, tmp_path):
     shutil.copytree(shapes, tmp_path / "two")
     for file in tmp_path.rglob("masks/*.png"):

@@ -192,6 +192,7 @@ def test_an_original_that_is_not_asked_is_held_and_takes_no_pass(tmp_path: Path)
     assert 2 * alone.weights < alone.training < asked.training
 
 
+@pytest.mark.wide
 def test_what_training_is_asked_for_counts(tmp_path: Path) -> None:
     folder = save_llama(tmp_path / "Small", 64, 1, weights=False)
 

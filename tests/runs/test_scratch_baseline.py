@@ -74,6 +74,7 @@ def test_arms_are_measured_on_what_the_run_was(place):
     assert evidence.read(place / "out")[0].baselines == row.baselines
 
 
+@pytest.mark.wide
 def test_arms_read_as_the_run_did_where_the_held_out_part_stands_beside_the_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(
@@ -114,6 +115,7 @@ def test_arms_of_single_weights_keep_as_many(tmp_path, arm):
     assert arm != "scratch-B" or found.recovery.steps > 20
 
 
+@pytest.mark.wide
 def test_arms_are_added_to_a_run_of_a_language_model(tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(tiny.sentences(200)))
     tiny.folder("llama", tmp_path / "llama")

@@ -109,6 +109,7 @@ def test_the_same_again_trains_nothing_and_a_larger_grid_is_what_run_yaml_then_s
         ask(place, out=place / "again", epochs=2.0)
 
 
+@pytest.mark.wide
 def test_teachers_that_are_added_are_what_run_yaml_then_says(place):
     larger = f"{wide(place)}:build"
     first = ask(place, out=place / "teachers", shares=(0.2,))
@@ -191,6 +192,7 @@ def test_what_does_not_fit_is_refused_by_name(name, given, words, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.wide
 def test_lossless_by_its_name(tmp_path):
     files = test_dp4tl.written(tmp_path)
     given = {**test_dp4tl.QUICK, "target": str(files / "target.npz"), "surrogate": f"{files / 'small.py'}:build",

@@ -74,6 +74,7 @@ def agreement(place, silent):
     return sum(same) / len(same)
 
 
+@pytest.mark.wide
 def test_without_heads_of_the_memory_more_is_answered_from_the_text(place, tmp_path, capsys):
     line = ["study", "grounding", str(facts.model_folder(WORLD)), "--data", str(place / "questions.jsonl"), "--lists",
             str(place), "--out", str(tmp_path / "out"), "--prompt", ASK["prompt"], "--closed", ASK["closed"],

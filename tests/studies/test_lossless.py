@@ -64,6 +64,7 @@ def test_a_study_of_the_recipe_scores_once_per_seed_and_goes_on_where_it_stopped
     assert scored == [0, 1]
 
 
+@pytest.mark.wide
 def test_controls_take_the_votes_of_their_seed_and_are_the_recipe_s_own(tmp_path, files, monkeypatch):
     """Bit for bit what dp4tl gives in that order, or without pre-training; asked for later, the rest is not redone."""
     scored, trained = [], []

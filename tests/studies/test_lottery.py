@@ -143,6 +143,7 @@ def test_the_study_by_its_name_resumes_and_grows(tmp_path, monkeypatch):
         answered(tmp_path, judged=nets.data(seed=1), epochs=2)
 
 
+@pytest.mark.wide
 def test_a_dry_run_counts_and_refuses_and_trains_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train", lambda *given, **how: pytest.fail("trained in a dry run"))
     sheet = answered(tmp_path / "d", lrs=(0.1, 0.01), rounds=3, dry_run=True)

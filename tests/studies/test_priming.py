@@ -32,6 +32,7 @@ def tables(sheet):
     return {table.title: table.rows for table in sheet.tables}
 
 
+@pytest.mark.wide
 def test_without_prompts_it_is_a_scan_of_a_model_and_what_its_module_reads(files, tmp_path, capsys):
     """The first study whose card names a backend and what it reads."""
     line = ["study", "priming", files["model"], "--data", files["data"], "--out", str(tmp_path / "scan")]

@@ -110,6 +110,7 @@ def test_a_second_call_asks_and_compresses_nothing(place, sheet, monkeypatch):
     assert again.figures == sheet.figures
 
 
+@pytest.mark.wide
 def test_what_a_diagnosis_names_is_protected_and_gets_the_bits_of_others(place, sheet):
     file = place / "out" / "protect.json"
     names = json.loads(file.read_text())["protect"]
@@ -161,6 +162,7 @@ def test_bits_of_a_protect_json_are_those_of_quantisers_and_its_contents_tell_ve
         grid([])
 
 
+@pytest.mark.wide
 def test_calibration_on_the_models_own_traces_stands_beside_that_on_texts(place):
     sheet = ask(place, "traces", methods=["wanda"], sparsity=["50%"], traces=str(place / "traces.jsonl"), samples=2)
     models = {one["name"]: one for one in sheet.figures["models"]}
@@ -174,6 +176,7 @@ def test_calibration_on_the_models_own_traces_stands_beside_that_on_texts(place)
     assert again["wanda 50% traces"]["figures"]["perplexity"] != models["wanda 50% traces"]["figures"]["perplexity"]
 
 
+@pytest.mark.wide
 def test_versions_of_other_tools_go_beside_their_original(place):
     """A plain fine-tuned folder, and one that torchao has rounded to integers."""
     pytest.importorskip("torchao", reason="the extra `quantise`")
@@ -245,6 +248,7 @@ def test_a_diagnosis_by_a_tokenizer_without_offsets_is_refused_before_anything_i
     assert not (place / "slow").exists()
 
 
+@pytest.mark.wide
 def test_a_diagnosis_that_finds_no_behaviour_is_a_note_beside_what_was_measured(place, monkeypatch):
     (place / "none.json").write_text(json.dumps({"doubting": ["never said"]}))
     how = {"diagnose": True, "behaviours": str(place / "none.json"), "bits": [3]}

@@ -199,6 +199,7 @@ def test_the_users_checkpoints_are_the_temperatures(tmp_path, monkeypatch):
             answered(tmp_path / "out", **how)
 
 
+@pytest.mark.wide
 def test_checkpoints_of_a_language_model_are_folders_as_transformers_leaves_them(tmp_path):
     """States behind the last block are compared, errors are of the next token, and no batch norm is there."""
     tiny.folder("llama", tmp_path / "model")

@@ -62,6 +62,7 @@ def test_the_study_by_its_name_resumes_and_grows(tmp_path, monkeypatch):
         answered(tmp_path / "s", epochs=3)
 
 
+@pytest.mark.wide
 def test_a_dry_run_of_the_study_counts_and_trains_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train", lambda *given, **how: pytest.fail("trained in a dry run"))
     plain = answered(tmp_path / "d", "channels=50%", "channels=25%", dry_run=True)

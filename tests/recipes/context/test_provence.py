@@ -256,6 +256,7 @@ def test_labels_from_a_real_model_behind_a_real_server(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- training
 
 
+@pytest.mark.wide
 def test_old_scores_hold_the_ranking():
     """With a weight the model goes on ranking as it did; without one it drifts away."""
     drift = {}

@@ -437,6 +437,7 @@ def ran(tmp_path_factory, files):
     return root, run
 
 
+@pytest.mark.wide
 def test_another_budget_takes_the_votes_of_an_earlier_run(ran, monkeypatch):
     root, run = ran
     run("anew")

@@ -427,6 +427,7 @@ def test_a_dry_run_scores_nothing(tmp_path):
     assert not (tmp_path / "a" / "work" / "dual.json").exists()
 
 
+@pytest.mark.wide
 def test_general_text_is_read_by_the_column_of_the_data_and_by_a_dry_run_too(tmp_path):
     """It was read by the column "text" whatever --text said, and a dry run let a file pass that is not there."""
     tiny.folder("llama", tmp_path / "llama")
@@ -447,6 +448,7 @@ def test_general_text_is_read_by_the_column_of_the_data_and_by_a_dry_run_too(tmp
         run("dry", general="nowhere.txt", dry_run=True)
 
 
+@pytest.mark.wide
 def test_few_texts_are_told(tmp_path, general):
     (found,) = results(tmp_path / "a", "weights=50%", general=general, samples=5000, general_samples=5000)
     assert any("fewer than the 5000 asked for" in note for note in found.notes)

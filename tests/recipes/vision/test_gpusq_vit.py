@@ -388,6 +388,7 @@ def test_attention_in_one_matrix_is_pruned_and_quantised_too(tmp_path):
     assert torch.equal(again.forward(DATA.inputs[:4]), found.subject.forward(DATA.inputs[:4]))
 
 
+@pytest.mark.wide
 @pytest.mark.slow
 @pytest.mark.usefixtures("programs")
 def test_a_run_judges_saves_and_exports_the_result(tmp_path):

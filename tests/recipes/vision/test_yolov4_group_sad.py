@@ -145,6 +145,7 @@ def test_other_layers_are_followed_by_their_betas():
     assert betas == [weights[taps.index(name)] if name in taps else area for name in names]
 
 
+@pytest.mark.wide
 def test_the_weight_of_distilling_may_be_given(tmp_path):
     alone = {"sparse_epochs": 0, "finetune_epochs": 0, "fractions": FRACTIONS, "layers": ["up4"]}
     small = {alpha: results(tmp_path / str(alpha), alpha=alpha, **alone)[0] for alpha in (0.0, 1.0)}

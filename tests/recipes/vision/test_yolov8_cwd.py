@@ -66,6 +66,7 @@ def test_the_smallest_scales_go(tmp_path):
     assert torch.equal(found.subject.model.stem.bn.weight, dense.model.stem.bn.weight[kept])
 
 
+@pytest.mark.wide
 def test_all_stages_run_and_resume(tmp_path):
     dense = subject()
     before = copy.deepcopy(dense.model.state_dict())
@@ -189,6 +190,7 @@ def test_what_can_not_be_cut_after_all_shows_before_anything_is_trained(tmp_path
     assert "stem.conv.channels" not in {site for site, (gone, _) in found.cut.removed.items() if gone}
 
 
+@pytest.mark.wide
 def test_layers_without_a_scale_stay_and_a_detector_without_any_is_refused(tmp_path):
     net = yolo.tiny()
     net.stage3[0].bn = torch.nn.BatchNorm2d(8, affine=False)

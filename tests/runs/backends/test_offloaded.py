@@ -155,6 +155,7 @@ def test_only_pytorch_as_it_is_times_what_is_brought_by_hooks(
     assert row["tokens_per_second"].value > 0
 
 
+@pytest.mark.wide
 def test_layers_are_chosen_by_the_time_that_they_take_where_they_are_brought(
     pair: tuple[Transformer, Transformer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -39,6 +39,7 @@ class Session:
         return [one.numpy() for one in type(self).model(torch.from_numpy(given["images"]))]
 
 
+@pytest.mark.wide
 def test_what_a_file_finds_is_what_the_cut_network_finds(tmp_path):
     dense = detectors.open_detector(yolo.tiny(), DATA.inputs[:1])
     keep = {name: np.arange(site.count) % 2 == 0 for name, site in dense.units().sites.items()}

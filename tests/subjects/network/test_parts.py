@@ -106,6 +106,7 @@ def test_a_part_is_cut_in_its_whole_which_loads_without_secateur(
     assert again.units().cost()["params"] == result.cut.after["params"]
 
 
+@pytest.mark.wide
 def test_patches_of_an_image_are_measured_as_they_lie_in_its_grid(tmp_path: Path) -> None:
     make_qwen().save_pretrained(tmp_path / "whole")
     words = ("--part", "vision_tower", "--budget", "params=80%", "--quick", "--out", str(tmp_path / "small"))

@@ -167,6 +167,7 @@ def test_experts_with_inputs_before_outputs_are_units(architecture: str, more: d
     assert find_change(subject, keep) < 1e-5
 
 
+@pytest.mark.wide
 def test_a_number_that_is_no_count_of_experts_stays_in_layers_of_other_widths() -> None:
     """openai_privacy_filter multiplies by `num_experts`, which is that of a token."""
     config = transformers.OpenAIPrivacyFilterConfig(
@@ -205,6 +206,7 @@ def test_experts_of_llama_4_lose_weights_and_stay_as_they_are_otherwise(tmp_path
                 torch.testing.assert_close(found[matrix.name].value(""), 2 * sent.T @ sent / len(sent))
 
 
+@pytest.mark.wide
 def test_a_list_of_experts_of_a_token_counts_by_its_most() -> None:
     config = transformers.HunYuanMoEV1Config(
         **SMALL, num_experts=4, moe_topk=[2, 2, 3], num_key_value_heads=2, head_dim=8
@@ -338,6 +340,7 @@ def test_layers_of_which_none_could_be_tried_stay() -> None:
     assert derive(model).whole == {"layers": "the loss of none of them can be tried on a small copy"}
 
 
+@pytest.mark.wide
 def test_the_loss_of_layers_is_tried_on_kinds_that_stand_far_back_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Gemma 3n's last layers have no keys of their own: the loss of those that they read must be seen."""
 
@@ -404,6 +407,7 @@ def test_one_head_of_keys_for_all_is_counted_once_and_quietly() -> None:
         assert one.units(batch=2, length=9).cost()["kv_cache"] == count_cached(one)
 
 
+@pytest.mark.wide
 def test_a_scale_of_embeddings_in_bfloat16_is_folded_as_it_is() -> None:
     subject = open_subject(make_hybrid("RecurrentGemma"))
     assert find_change(subject, {"channels": np.arange(32) < 24}) < 1e-5
@@ -532,6 +536,7 @@ def test_what_goes_with_a_channel_of_a_short_convolution_is_its_slices() -> None
     assert all(torch.equal(unit, every) for units in found.values() for unit in units)
 
 
+@pytest.mark.wide
 def test_states_of_other_counts_in_their_groups_are_refused() -> None:
     subject = open_subject(make_hybrid("NemotronH"))
     heads = np.arange(8) < 3
@@ -541,6 +546,7 @@ def test_states_of_other_counts_in_their_groups_are_refused() -> None:
         open_subject(make_hybrid("Bamba")).units("state_heads")
 
 
+@pytest.mark.wide
 def test_channels_go_without_a_correction_where_norms_of_states_share_the_epsilon() -> None:
     subject = open_subject(make_hybrid("NemotronH"))
     selection, tokens = Selection({"channels": np.arange(32) % 2 == 0}), subject.example(2, 9)

@@ -137,6 +137,7 @@ def test_the_prediction_is_of_the_token_behind_and_padding_changes_nothing() -> 
     torch.testing.assert_close(subject.forward(padded).prediction[:, :7], given.prediction[:, :7], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.wide
 def test_inspect_says_which_layers_stay_and_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = transformers.T5Config(**SIZES["T5"] | {"num_layers": 3, "num_decoder_layers": 3})
     transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
@@ -183,6 +184,7 @@ def test_pairs_of_layer_and_head_that_tell_times_follow_a_cut() -> None:
         assert subject.model.generation_config.alignment_heads == [[1, 3], [0, 2], [1, 2]]
 
 
+@pytest.mark.wide
 def test_heads_and_channels_go_together_where_positions_have_a_number_for_each_head(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.T5Config(**SIZES["T5"], tie_word_embeddings=False)
@@ -237,6 +239,7 @@ def test_a_decoder_alone_has_numbers_of_its_own(tmp_path: Path) -> None:
     assert "channels" in subject.layout.whole  # those of the cross-attentions, which never run, are as many
 
 
+@pytest.mark.wide
 def test_heads_of_other_sizes_in_encoder_and_decoder_are_refused():
     """Counted by one size, the encoder's would be cut across."""
     config = transformers.BartConfig(**BART | {"encoder_attention_heads": 2, "decoder_attention_heads": 8})

@@ -185,6 +185,7 @@ def test_onnx_generates_like_pytorch(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "out" / "generation_config.json").is_file()
 
 
+@pytest.mark.wide
 @pytest.mark.slow
 def test_onnx_of_a_sentence_transformer_gives_embeddings(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -108,6 +108,7 @@ def test_a_network_cut_in_no_whole_units_loads_anywhere(automatic: str, tmp_path
     assert isinstance(backends.of_source(str(small)), Network), "to every command"
 
 
+@pytest.mark.wide
 def test_such_a_folder_is_cut_again_exported_and_refused_by_recipes_on_texts(tmp_path: Path, capsys) -> None:
     torch.manual_seed(0)
     MODELS["AutoModelForSequenceClassification"]().save_pretrained(tmp_path / "model")

@@ -17,6 +17,7 @@ from secateur.vocabulary import Selection
 from strangers import run_without_secateur
 from subjects.tiny import GENERATORS, MODELS, make, selections, without
 from subjects.transformer.test_loading import tokenizer
+from wide import WIDE
 
 TASKS = {
     "ForCausalLM": "AutoModelForCausalLM",
@@ -25,6 +26,8 @@ TASKS = {
     "ForSequenceClassification": "AutoModelForSequenceClassification",
     "Model": "AutoModel",
 }
+
+RUN_APART = WIDE["subjects/transformer/test_cutting.py::test_cut_equals_silenced_and_costs_are_exact"]
 
 CODE = """
 import json, sys, torch
@@ -73,11 +76,12 @@ def cuts(subject: Transformer) -> dict[str, Transformer]:
 
 
 @pytest.mark.slow
-def test_every_family_reloads_in_a_fresh_process_without_secateur(tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [pytest.param(RUN_APART, marks=pytest.mark.wide), MODELS.keys() - RUN_APART], ids=len)
+def test_every_family_reloads_in_a_fresh_process_without_secateur(tmp_path: Path, names: set[str]) -> None:
     from safetensors.torch import load_file, save_file
 
     jobs, expected = [], {}
-    for name in MODELS:
+    for name in sorted(names):
         for label, cut in cuts(make(name)).items():
             folder = tmp_path / f"{name}-{label}"
             cut.save(folder)

@@ -83,6 +83,7 @@ def test_experts_in_another_layout_stay_whole(tmp_path: Path, monkeypatch: pytes
     assert family.attention.tensors["self_attn.sinks"] == ("heads",)
 
 
+@pytest.mark.wide
 def test_the_width_of_a_shared_expert_is_no_count_of_them() -> None:
     with torch.device("meta"):
         model = transformers.Qwen3NextForCausalLM(transformers.Qwen3NextConfig(num_hidden_layers=4))

@@ -233,6 +233,7 @@ def test_a_cut_of_a_gguf_file_has_the_map_of_a_cut_of_its_folder(source: str, tm
     assert all(len(parts["neurons"]) < 128 for parts in origin.kept.parts.values())
 
 
+@pytest.mark.wide
 def test_a_class_that_fits_no_table_has_no_map(tmp_path: Path) -> None:
     config = ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic")
     ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
