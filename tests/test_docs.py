@@ -410,6 +410,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert page.count('class="highlight"') >= 3, "examples are no code"
 
 
+@pytest.mark.wide
 def test_the_table_of_a_recipes_options_has_each_with_an_explanation() -> None:
     site = script("site")
     for name in recipes.cards():

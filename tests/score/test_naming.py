@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.score import naming
@@ -11,6 +11,7 @@ from secateur.score import naming
 TEXTS = st.lists(st.lists(st.sampled_from("abcde"), max_size=6), min_size=1, max_size=8)
 
 
+@settings(deadline=None)  # the first call imports scikit-learn
 @given(TEXTS.filter(lambda texts: any(texts)), TEXTS)
 def test_it_is_scikit_learns(texts, questions):
     from sklearn.feature_extraction.text import TfidfVectorizer

@@ -226,15 +226,24 @@ def check_task(subject: Transformer, task: float | None, data: Corpus | None = N
 def check_recovery(subject: Transformer, data: Corpus, losses: Losses, training: Training | None = None) -> None:
     """Refuse what a student can't learn by, before anything is scored; with `training`, where that has steps.
 
-    Raises `InputError`, too, where every weight is 0; one of None is the default's.
+    It is left out where other steps than those of `training` learn by these losses. Raises `InputError`, too, where
+    every weight is 0; one of None is the default's.
     """
     if training is not None and not training.steps:
         return
     check_task(subject, getattr(losses, "task", None), data)
-    parts = [name for name in ("task", "logit", "token") if hasattr(losses, name)]
-    if not getattr(losses, "hidden", None) and all(getattr(losses, name) == 0 for name in parts):
+    parts = {name: getattr(losses, name) for name in ("task", "logit", "token") if hasattr(losses, name)}
+    if "task" in parts:
+        parts["task"] = choose_task(subject, parts["task"])
+    if not getattr(losses, "hidden", None) and all(weight == 0 for weight in parts.values()):
         given = ", ".join(f"{name}=0" for name in parts)
-        raise InputError(f"{given} leave nothing to learn by: give one of them a weight, or steps=0")
+        otherwise = "" if training is None else ", or steps=0"
+        raise InputError(f"{given} leave nothing to learn by: give one of them a weight{otherwise}")
+
+
+def choose_task(subject: Transformer, task: float | None) -> float:
+    """The weight of cross-entropy: unless given, 0.5 for models that tell the next token, and else 0."""
+    return (0.5 if subject.causal else 0.0) if task is None else task
 
 
 def choose_direction(subject: Transformer, direction: str = "forward") -> str:
@@ -308,7 +317,7 @@ def distil(
         blocks = [(k, k) for k, width in enumerate(student.widths(), 1) if width.heads or width.ffn]
     objective = objectives.distil(
         student.forward, subject.forward, output=subject.output, logit=losses.logit, temperature=losses.temperature,
-        task=(0.5 if subject.causal else 0.0) if losses.task is None else losses.task,
+        task=choose_task(subject, losses.task),
         token=(0.5 if decoder else 1.0) if losses.token is None else losses.token, blocks=blocks, fused=True,
         direction=choose_direction(subject),
     )  # fmt: skip

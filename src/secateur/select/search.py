@@ -18,8 +18,8 @@ __all__ = [
 
 P = TypeVar("P")
 
-_LOOKS = 100
-"""Shapes from which a way through the stages is looked for; a look is a search over a grid."""
+_LOOKS = 12
+"""Shapes from which a way through the stages is looked for; a look is a search over a grid, up to seconds long."""
 
 
 class Found(NamedTuple, Generic[P]):

@@ -285,10 +285,11 @@ def test_what_is_not_known_is_refused_by_name(tmp_path):
         ({"shape": "heads=3"}, "'heads=3' is no multiple of 2"),  # of the KV groups
         ({"shape": "neurons=41"}, "'neurons=41' is no multiple of 8"),
         ({"logit": 0.0, "steps": 2}, "task=0, logit=0 leave nothing to learn by: give one of them a weight"),
+        ({"logit": 0.0, "short_steps": 2}, "give one of them a weight$"),
         ({"task": -1.0}, "task=-1.0 of minitron"),
     ],
 )
-def test_axes_and_shapes_that_no_model_can_have_are_refused(tmp_path, options, words):
+def test_what_no_model_can_have_or_learn_by_is_refused(tmp_path, options, words):
     with pytest.raises(InputError, match=words):
         results(tmp_path, "params=90%", **options)
 

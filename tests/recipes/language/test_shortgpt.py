@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from transformers import BartConfig, BartForConditionalGeneration
 
 import tiny
 import toys
@@ -161,6 +162,18 @@ def test_a_short_healing_picks_among_cuts_of_as_many_layers(tmp_path, monkeypatc
     for more, words in (({"steps": 0}, "give steps"), ({"model": hybrid}, "cost unlike amounts")):
         with pytest.raises(InputError, match=words):
             results(tmp_path / "refused", "flops=60%", **{**how, **more})
+
+
+def test_states_of_an_encoder_are_not_compared_with_those_of_a_decoder(tmp_path):
+    """The first layer of a decoder was judged by what left the encoder: it always was the most important one."""
+    sizes = {"d_model": 48, "vocab_size": 64, "max_position_embeddings": 32, "encoder_layers": 3, "decoder_layers": 3}
+    sizes |= {"encoder_ffn_dim": 96, "decoder_ffn_dim": 96}
+    pair = open_subject(BartForConditionalGeneration(BartConfig(**sizes)), tokenizer=tiny.tokenizer())
+    for rule in ("influence", "angular"):
+        with pytest.raises(InputError, match=f"rule={rule} compares states .*: give rule=deepest$"):
+            results(tmp_path / rule, "params=80%", model=pair, rule=rule)
+    (found,) = results(tmp_path / "deepest", "params=80%", model=pair, rule="deepest")
+    assert len(found.subject.layers()) < len(pair.layers())
 
 
 def test_a_latency_is_met_on_the_clock(tmp_path, monkeypatch):

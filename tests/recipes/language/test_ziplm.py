@@ -324,7 +324,7 @@ def test_a_pattern_is_no_budget_of_units(tmp_path, budget):
 
 def test_losses_that_weigh_nothing_are_refused_before_anything_is_scored(tmp_path):
     with pytest.raises(InputError, match="task=0, logit=0, token=0 leave nothing to learn by"):
-        results(tmp_path, ["params=80%"], steps=2, task=0.0, logit=0.0, token=0.0)
+        results(tmp_path, ["params=80%"], steps=2, logit=0.0, token=0.0)  # task is 0 for encoders unless given
     with pytest.raises(InputError, match=r"option token=-1.0 of ziplm"):
         results(tmp_path, ["params=80%"], token=-1.0)
 

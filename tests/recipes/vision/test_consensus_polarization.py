@@ -407,6 +407,11 @@ def test_what_is_refused(tmp_path, monkeypatch):
         ({"threshold": -0.1}, r"option threshold=-0\.1"),
         ({"form": "square"}, "option form='square'"),
         ({"slack": -0.5}, "option slack=-0.5"),
+        ({"margin": 1.0}, "option margin=1.0"),
+        ({"hidden": 0}, "option hidden=0"),
+        ({"leak": -1.0}, "option leak=-1.0"),
+        ({"open_for": 2.0}, "option open_for=2.0"),
+        ({"ramp": -1.0}, "option ramp=-1.0"),
     ):
         with pytest.raises(InputError, match=words):
             results(tmp_path / "d", ["params=60%"], **options)

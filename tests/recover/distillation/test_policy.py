@@ -137,6 +137,23 @@ def plain(p, q, beta):
 
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("beta", [0, 0.1, 0.5, 0.9, 1])
+def test_caps_of_both_sides_are_their_own(beta, fused):
+    """A student took its own cap for its teacher's, and a teacher lost its."""
+    student, teacher = sure(1), sure(2)
+    batch = rollouts(student)[0]
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    for caps in ((2.0, None), (None, 2.0), (3.0, 2.0)):
+        sides = (forward(one, cap) for one, cap in zip((student, teacher), caps, strict=True))
+        loss, _ = policy.objective(*sides, beta=beta, fused=fused)(batch, policy.count(batch))
+        q, p = (
+            functional.softmax(logits if cap is None else cap * torch.tanh(logits / cap), -1)[batch["counted"]]
+            for logits, cap in zip((one(**inputs).logits for one in (student, teacher)), caps, strict=True)
+        )
+        assert loss.item() == pytest.approx(plain(p.detach(), q, beta).mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("beta", [0, 0.1, 0.5, 0.9, 1])
 def test_only_what_follows_the_prompt_counts(beta, fused):
     student, teacher = sure(1), sure(2)
     batch = rollouts(student)[0]

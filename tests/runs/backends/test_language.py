@@ -56,6 +56,15 @@ def test_lengths_beyond_the_rotary_positions_are_noted(tmp_path):
             assert len(told) == count, notes
 
 
+@pytest.mark.parametrize(("length", "size"), [(16, 16), (1024, 4), (5000, 1)])
+def test_quality_is_measured_on_a_thousand_sequences_of_which_few_are_long_at_once(length, size):
+    """Two models give their logits for each batch; sixteen sequences of any length stood in one."""
+    text = " ".join(["the", "pigeon", "sings"] * (length // 3 + 1))
+    found = language.held_batches(texts.read([text] * 40), tiny.tokenizer(), packed=True, length=length)
+    assert {tuple(batch["input_ids"].shape) for batch in found} == {(size, length)}
+    assert len(found) <= 1024 // size
+
+
 def large(vocabulary, token):
     """`tiny.tokenizer()` where the word "the" is the token `token`."""
     made = json.loads(tiny.tokenizer().backend_tokenizer.to_str())

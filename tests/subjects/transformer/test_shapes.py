@@ -51,6 +51,18 @@ def test_the_cost_of_a_shape_is_that_of_the_cut_model(llama):
     assert shapes.cost(units, small)["params"] == sum(p.numel() for p in student.model.parameters())
 
 
+def test_the_price_of_fewer_heads_than_groups_is_that_of_the_cut_model(llama):
+    """As shapes of a stage after the one that leaves a head in each group: they were told dearer than they are."""
+    width, small = llama.widths()[0], {**shapes.sizes(llama), "heads": llama.widths()[0].kv}
+    rows = {"heads": np.arange(width.heads) % (width.heads // width.kv) == 0}
+    keep = {name: rows[site.kind] for name, site in llama.units().sites.items() if site.kind in rows}
+    student, _ = llama.cut(Selection(keep))
+    assert shapes.sizes(student) == small
+    ahead, after = (shapes.pricing(one, batch=2, length=8) for one in (llama, student))
+    for heads in range(1, width.kv + 1):
+        assert ahead({**small, "heads": heads}) == after({**small, "heads": heads})
+
+
 def test_grid_ends_at_the_whole_and_steps_by_groups(llama):
     grid, sizes, steps = shapes.grid(llama, ["heads", "neurons"]), shapes.sizes(llama), shapes.steps(llama)
     assert all(row[-1] == sizes[axis] for axis, row in grid.items())

@@ -172,7 +172,7 @@ def minitron(
     measures it; small models want larger learning rates than the paper's 1e-4 to 2e-4; the teacher is corrected
     before it teaches, not meanwhile, which the report finds on par.
     """
-    distillation.check_recovery(subject, data, losses)
+    distillation.check_recovery(subject, data, losses, None if search.short_steps else training)
     check(subject, budgets, axes, losses, cache=cache, correction_steps=correction_steps)
     whole = subject.units(batch=batch, length=length).cost()
     limits = {budget: budget.absolute(whole) for budget in budgets}
@@ -188,7 +188,7 @@ def minitron(
             between = partial(allocate.between, shapes.sizes(subject), share=share, multiples=shapes.steps(subject))
             return [dict(sizes) for sizes in dict.fromkeys(tuple(between(end).items()) for end in there)]
         goal = {m: whole[m] * (limit / whole[m]) ** share for m, limit in limits[budget].items()}
-        price = partial(shapes.cost, student.units(batch=batch, length=length))
+        price = shapes.pricing(student, batch=batch, length=length)
         return under(shapes.grid(student, axes, start=start), price, goal, tolerance=search.tolerance)
 
     first_shapes = {budget: find_shapes(subject, budget, 1) for budget in budgets}  # before anything is trained

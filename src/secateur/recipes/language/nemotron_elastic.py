@@ -245,8 +245,11 @@ def check(
             "sizes and stands in the run's folder elastic: give smaller ones"
         )
     distillation.check_recovery(subject, data, losses)
-    if losses.teacher == "learning" and not (losses.task and subject.causal):
-        raise InputError("teacher=learning learns by cross-entropy of the next token: set task=1, or teacher=frozen")
+    if losses.teacher == "learning" and not (losses.task and losses.logit and subject.causal):
+        raise InputError(
+            "teacher=learning learns by cross-entropy of the next token, and the sizes by its logits: set task=1 and "
+            "logit=1, or teacher=frozen"
+        )
     return measures[0], [1.0, *sorted(set(shares), reverse=True)]
 
 

@@ -134,6 +134,7 @@ def romanian_distilberts(
         cut = replace(cut, before=before, after=after)
         if dry_run or not training.steps:
             yield Result(str(budget), student, cut, predicted)
+            del student
             continue
         reset_projections(everyone, seed)
         objective = triple_loss(

@@ -97,6 +97,11 @@ def shortgpt(
     distillation.check_recovery(subject, data, losses, training)
     train, _ = data.split(seed=seed)
     units = subject.units("layers", batch=batch, length=length)
+    if rule != "deepest" and subject.family.has_encoder:
+        raise InputError(
+            f"rule={rule} compares states before and after layers side by side, and a decoder begins with states of "
+            "its own, not with those that leave the encoder: give rule=deepest"
+        )
     if select_by == "short-retrain":
         check_short(units, training)
     last = (tokens or ("last" if rule == "angular" else "all")) == "last"

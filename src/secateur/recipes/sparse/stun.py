@@ -196,11 +196,10 @@ def stun(
         rest = 1.0 - (0.0 if pattern else weights.second_share(1.0 - share, 1.0 - left / whole, budget))
         shares = [rest] * len(subject.layers())
         if method == "owl" and pattern is None and rest < 1.0:
-            look_again = partial(
+            percents, sizes = run.json(f"outliers-{target}", partial(
                 blockwise.measure_outliers, slim, windows, run.folder("outliers"), times=outliers.times,
                 floor=judging.floor, routed=judging.routed,
-            )  # fmt: skip
-            percents, sizes = run.json(f"outliers-{target}", look_again)
+            ))  # fmt: skip
             run.drop("outliers")
             shares = allocate.spread(percents, rest, outliers.spread, sizes=sizes)
         choosers = [weights.chooser(own, pattern) for own in shares]

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Lt
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -50,11 +50,11 @@ CARD = {
 class GateShape:
     """What every gate is made of."""
 
-    hidden: int = 16
+    hidden: Annotated[int, Ge(1)] = 16
     """width of a gate's MLP."""
     bias: float = 1.0
     """of a gate's last layer at the start; 1 is open."""
-    leak: float = 0.01
+    leak: Annotated[float, Ge(0)] = 0.01
     """slope of the straight-through gradient outside of (0, 1), so that no gate is dead for ever."""
 
 
@@ -67,7 +67,7 @@ class Target:
     "absolute" a distance of more than `slack` to either side."""
     slack: Annotated[float, Ge(0)] = 0.02
     """as a share of the gated cost; at least one unit of a "band", half of one with "absolute"."""
-    margin: float = 0.02
+    margin: Annotated[float, Ge(0), Lt(1)] = 0.02
     """the training aims this share below the budget, so that a last wrong gate does not overrun it."""
 
 
@@ -81,8 +81,8 @@ def consensus_polarization(
     units: str | Sequence[str] = "",
     multiple: int = 1,
     seed: int = 0,
-    open_for: float = 0.1,
-    ramp: float = 0.5,
+    open_for: Annotated[float, Ge(0), Le(1)] = 0.1,
+    ramp: Annotated[float, Ge(0), Le(1)] = 0.5,
     activation: float = 4.0,
     polarization: float = 3.0,
     aim: Target = Target(form="band", slack=0.02, margin=0.02),

@@ -592,10 +592,13 @@ def _predict_masked(*subjects: Transformer) -> bool:
 def held_batches(held_out: texts.Corpus, tokenizer: Tokenizer, *, packed: bool, length: int) -> list[dict[str, Tensor]]:
     """At most a thousand held-out sequences, in batches of up to 16, or one by one where there are fewer.
 
+    As in `calibration.make_feed`, as many stand in a batch as have 4096 tokens together: two models give their logits.
+
     Texts with numbers for labels have them as `labels`, float64.
     """
+    size = min(16, max(1, 4096 // max(1, length)))
     try:
-        found, count = texts.batches(held_out, tokenizer, packed=packed, batch=16, length=length), 64
+        found, count = texts.batches(held_out, tokenizer, packed=packed, batch=size, length=length), 1024 // size
     except DataError:
         found, count = texts.batches(held_out, tokenizer, packed=packed, batch=1, length=length), 1024
     batches = found.take(count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,8 +14,8 @@ from secateur.subjects.transformer.subject import Transformer
 from secateur.vocabulary import Cut, Units, parse_list
 
 __all__ = [
-    "cost", "describe_slack", "explain_states", "fits_class", "grid", "parse", "receipt", "removable_layers", "sizes",
-    "steps",
+    "cost", "describe_slack", "explain_states", "fits_class", "grid", "parse", "pricing", "receipt", "removable_layers",
+    "sizes", "steps",
 ]  # fmt: skip
 
 
@@ -182,6 +182,15 @@ def cost(units: Units, shape: Mapping[str, int]) -> dict[str, float]:
         stays[removable_layers(units)[shape["layers"] - len(stays) :] if shape["layers"] < len(stays) else []] = False
         keep["layers"] = stays
     return units.cost(keep)
+
+
+def pricing(subject: Transformer, *, batch: int, length: int) -> Callable[[Mapping[str, int]], dict[str, float]]:
+    """What a shape of all axes costs.
+
+    Fewer heads than KV groups are those of a model that will have been cut before: groups without a head go, too.
+    """
+    units = subject.units(batch=batch, length=length)
+    return lambda shape: cost(units, {**shape, "kv_groups": shape["heads"]})
 
 
 def fits_class(subject: Transformer, channels: int) -> bool:
