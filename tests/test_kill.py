@@ -69,6 +69,7 @@ def whole_or_absent(out: Path, recipe: str) -> None:
             assert {*FILES, "README.md"} <= {path.name for path in one.iterdir()}
 
 
+@pytest.mark.wide
 @pytest.mark.timeout(600)  # two minutes on two quiet cores
 @pytest.mark.parametrize("recipe", COMMANDS)
 def test_killed_at_ten_random_moments(places, uninterrupted, recipe):

@@ -360,16 +360,18 @@ def blockwise_result(subject: Transformer, folder: Path) -> list[Any]:
         return list(recipes.find("sparsegpt")(subject, texts.read(tiny.chains(60)), budgets, run, samples=4, length=16))
 
 
+ON_TWO = {"model.embed_tokens": CARD, "model.rotary_emb": CARD, "model.norm": "cpu", "lm_head": "cpu"}
+ON_TWO |= {f"model.layers.{number}": CARD if number < 2 else "cpu" for number in range(4)}
+
+
 @pytest.mark.usefixtures("card")
 def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny.model("llama")
     whole = open_subject(copy.deepcopy(model), tokenizer=tiny.tokenizer())
-    places = {"model.embed_tokens": CARD, "model.rotary_emb": CARD, "model.norm": "cpu", "lm_head": "cpu"}
-    places |= {f"model.layers.{number}": CARD if number < 2 else "cpu" for number in range(4)}
     dispatch = functools.partial(dispatch_model, force_hooks=True)
-    split = open_subject(dispatch(model, places, main_device=CARD), tokenizer=tiny.tokenizer())
+    split = open_subject(dispatch(model, ON_TWO, main_device=CARD), tokenizer=tiny.tokenizer())
     batch = whole.example(2, 8)
     torch.testing.assert_close(split.forward(batch).prediction.cpu(), whole.forward(batch).prediction)
     student = tiny.model("llama", 1)
@@ -393,7 +395,7 @@ def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher(
     assert {tensor.device.type for tensor in split.model.parameters()} == {"card", "meta"}, "it stays where it is"
     with pytest.raises(UnsupportedError, match=r"is offloaded, 20 of its 39 .* that works block by block"):
         prune("minitron", split, budget="params=50%")
-    halves = open_subject(dispatch(tiny.model("llama"), places, main_device="cpu"), tokenizer=tiny.tokenizer())
+    halves = open_subject(dispatch(tiny.model("llama"), ON_TWO, main_device="cpu"), tokenizer=tiny.tokenizer())
     scattered = copy.deepcopy(whole.model)
     scattered.lm_head.to(CARD)
     with pytest.raises(UnsupportedError, match=r"over card:0 and cpu, and nothing brings .*: open it with device_map"):
@@ -405,6 +407,14 @@ def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher(
     assert not (tmp_path / "out").exists()
     (row,) = prune("shortgpt", halves, budget="params=70%")
     assert row.after["params"].value < row.before["params"].value
+
+
+@pytest.mark.wide
+@pytest.mark.usefixtures("card")
+def test_a_teacher_that_lies_on_two_devices_teaches_as_one_that_lies_on_one(tmp_path: Path) -> None:
+    whole, learner = (open_subject(tiny.model("llama", seed), tokenizer=tiny.tokenizer()) for seed in (0, 1))
+    split = dispatch_model(tiny.model("llama"), ON_TWO, main_device="cpu", force_hooks=True)
+    halves = open_subject(split, tokenizer=tiny.tokenizer())
     how = {"steps": 2, "batch": 4, "length": 16, "validation": 0.2}
     taught = [
         secateur.distill(one, learner, tiny.chains(60), tmp_path / name, **how).recovery
@@ -610,6 +620,7 @@ def test_passes_over_the_data_run_where_training_would(
 # ------------------------------------------------------------------------------------------------------- streaming
 
 
+@pytest.mark.wide
 @pytest.mark.usefixtures("card")
 def test_a_streamed_model_is_pruned_and_measured_there_as_it_is_on_the_cpu(tmp_path: Path) -> None:
     tiny.folder("llama", tmp_path / "model")

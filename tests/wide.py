@@ -23,6 +23,8 @@ WIDE = {
     },
     # An encoder and two decoders stay; qwen3 is cut in subjects/transformer/test_adapters.py, too.
     "conformance/test_subjects.py::test_transformers": {"distilbert", "qwen3", "roberta"},
+    # Tokenizers of WordPiece and of BPE stay.
+    "recover/distillation/test_alignment.py::test_every_whitespace_word_is_covered_once": {"Unigram"},
     # Each number of processes stays with one of the two sizes.
     "data/test_feeding.py::test_each_batch_is_what_it_was_when_it_came": {"1-8", "2-24", "3-8", "9-24"},
     # Operators of torch's exporter; cut and written as the others.
@@ -74,6 +76,7 @@ WIDE = {
     "runs/backends/test_offloaded.py::test_experts_are_scored_and_cut_where_they_are_brought": {"options0"},
     # Ctrl-C and kills come to several processes in the same file.
     "runs/test_context_files.py::test_line_for_line_with_its_own_fields": {"2"},
+    "runs/test_context_files.py::test_a_pipe_is_read_once": {"70-2"},
     # Scores have tests of their own; two read from the disk, one with a training and one without.
     "runs/test_data.py::test_texts_on_the_disk_are_scored_as_in_memory": {"memorisation-0.2"},
     "runs/test_distilling.py::test_a_second_student_asks_for_nothing_that_a_cache_holds": {"8"},
@@ -172,7 +175,11 @@ WIDE = {
     # An encoder, a decoder and experts stay.
     "subjects/transformer/test_offloaded.py::test_a_cut_is_that_of_the_model_in_memory": {"gpt2", "llama"},
     "subjects/transformer/test_logits.py::test_without_its_head_a_model_gives_its_own_logits_all_the_same": {
-        "FalconH1-0.25",
+        "Cohere-0.0625", "FalconH1-0.25", "OPT-1.0",
+    },
+    # One axis of each kind stays.
+    "subjects/transformer/test_deriving.py::test_an_axis_that_fails_stays_whole_with_the_reason": {
+        "BertGenerationDecoder-more3-whole3", "DogeForCausalLM-more2-whole2", "MraForMaskedLM-more4-whole4",
     },
     "subjects/transformer/test_reshaped.py::test_a_network_cut_in_no_whole_units_loads_anywhere": {
         "AutoModelForSemanticSegmentation",
@@ -215,10 +222,9 @@ WIDE = {
     "test_several_processes.py::test_single_weights_go_in_two_processes_as_in_one": {
         "d_pruner-False-options2", "stun-False-options0",
     },
-    # Ctrl-C comes in every stage, and kills at random moments.
+    # Ctrl-C comes in every stage; kills at random moments come to trainings in recover/training/test_loop.py.
     "test_kill.py::test_ctrl_c_at_random_moments": {""},
     "test_kill.py::test_ctrl_c_in_every_stage": {"minitron"},
-    "test_kill.py::test_killed_at_ten_random_moments": {"minitron"},
     # One cut and one loop; llm_pruner, pat, ph3, romanian_distilberts and shortgpt stay.
     "test_second_device.py::test_a_recipe_prunes_and_trains_a_model_that_lies_on_two_devices": {
         "ast", "minitron", "nemotron_elastic", "slicegpt", "slimmoe", "ziplm",
@@ -244,13 +250,14 @@ WIDE = {
     # which minitron learns; what they calibrate is shared out as in test_together.py. Networks train by the loop of
     # nd_loss and otov3.
     "test_several_processes.py::test_two_processes_train_as_one_with_the_same_global_batch": {
-        "gpusq_vit", "llm_pruner", "nemotron_elastic", "pat", "shortgpt", "slicegpt", "slimmoe", "yolov4_group_sad",
-        "yolov8_cwd", "ziplm",
+        "ast", "gpusq_vit", "llm_pruner", "nemotron_elastic", "pat", "rethinking_pruning_value", "shortgpt", "slicegpt",
+        "slimmoe", "yolov4_group_sad", "yolov8_cwd", "ziplm",
     },
     # Its networks train as those of kd_data_pruning do, by one loop.
     "test_several_processes.py::test_training_sets_are_cut_by_two_processes_as_by_one": {"dp4tl"},
     "test_training_options.py::test_the_model_of_a_budget_is_gone_when_the_next_one_is_made": {
-        "ast", "magnitude", "owl", "romanian_distilberts", "sparsegpt", "wanda",
+        "ast", "consensus_polarization", "gpusq_vit", "magnitude", "nemotron_elastic", "owl", "romanian_distilberts",
+        "slimmoe", "sparsegpt", "wanda", "yolov4_group_sad", "yolov8_cwd",
     },
     # They heal by the one call that shortgpt heals by, and train as networks do in nd_loss and otov3.
     "test_training_options.py::test_what_a_recipe_is_asked_for_is_in_force": {

@@ -42,6 +42,7 @@ def test_the_book_of_allocations_is_exact_and_repeats():
     assert memory.measure_allocation(lambda: None).value == 0.0
 
 
+@pytest.mark.wide
 def test_the_book_of_allocations_is_read_in_silence():
     code = "import torch; from secateur.measure import memory; memory.measure_allocation(lambda: torch.ones(9))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -161,6 +161,7 @@ def test_a_compiled_step_is_the_model_as_a_whole(monkeypatch):
             torch.testing.assert_close(compiled(), plain())
 
 
+@pytest.mark.wide
 def test_onnxruntime_runs_a_step_of_decoding():
     start, place = subject("gpt2").stack("heads", 2, 1), latency.Environment(2, 8, phase="decode", timer="onnx")
     with place.active():

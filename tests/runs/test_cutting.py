@@ -177,6 +177,7 @@ def test_its_run_yaml_repeats_it_and_flags_win(place: Path, capsys: pytest.Captu
     assert "say secateur prune --config a/run.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.wide
 def test_pools_of_sites_are_named_on_the_command_line_and_in_a_file(place: Path, capsys) -> None:
     asked = ["prune", "net.py:build", "--input", "2x1x8x8", "--budget", "channels=50%", "--score", "l2"]
     assert cli.main(["inspect", *asked[1:4], "--json"]) == 0

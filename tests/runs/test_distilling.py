@@ -206,6 +206,7 @@ def test_a_cache_of_all_tokens_teaches_as_the_live_teachers_do(places, tmp_path)
     assert few.verdict.startswith("met")
 
 
+@pytest.mark.wide
 def test_a_teacher_behind_a_server_fills_the_cache_and_may_stop(places, tmp_path):
     answer = speaking(Local(AutoModelForCausalLM.from_pretrained(places / "teacher"), tiny.tokenizer()))
     asked, broken = [], [True]

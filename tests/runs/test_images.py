@@ -66,6 +66,7 @@ def test_a_network_is_measured_on_the_held_out_part_with_the_classes_of_the_othe
     assert note not in right.notes
 
 
+@pytest.mark.wide
 def test_the_record_of_a_run_names_the_held_out_folder_so_that_it_repeats(here):
     for part in ("train", "val"):
         class_folder(here / "apart" / part, 8)

@@ -74,6 +74,7 @@ def rows(places, tmp_path_factory):
     return out, found
 
 
+@pytest.mark.wide
 def test_both_budgets_are_met_and_told_in_the_same_figures(rows):
     _, found = rows
     for row in found:

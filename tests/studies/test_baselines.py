@@ -89,6 +89,7 @@ def test_recovery_trains_the_student_and_leaves_the_original(tmp_path, baseline)
     assert all(bool(np.isfinite(loss)) for _, loss in found.recovery.losses)
 
 
+@pytest.mark.wide
 def test_baselines_are_added_to_the_evidence_of_a_run(tmp_path):
     (tmp_path / "texts.txt").write_text("\n".join(tiny.sentences(200)))
     tiny.folder("bert", tmp_path / "bert", sentence=True)

@@ -95,6 +95,7 @@ def test_a_second_call_compresses_nothing_and_more_methods_only_themselves(place
     assert done == ["magnitude 50%"]
 
 
+@pytest.mark.wide
 def test_recovery_wins_back_and_stands_in_a_row_of_its_own(place):
     sheet = ask(place, "recovered", methods=["magnitude"], sparsity=["60%"], patterns=[], recover=30)
     models = {one["name"]: one for one in sheet.figures["models"]}

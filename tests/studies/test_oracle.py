@@ -222,6 +222,7 @@ def test_a_verdict_needs_candidates_enough():
     assert verdict["opposite"] == "does not tell; its pick is no better than one at random"
 
 
+@pytest.mark.wide
 def test_a_candidate_that_diverges_is_named_and_the_others_are_compared(tmp_path, monkeypatch):
     real, seen = retraining._train, []
 

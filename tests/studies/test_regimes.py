@@ -138,6 +138,7 @@ def test_other_temperatures_train_a_dense_network_each(tmp_path, temperature, or
     assert found.start == start
 
 
+@pytest.mark.wide
 def test_the_advice_alone_trains_only_what_it_looks_at(tmp_path):
     sheet = answered(tmp_path / "m", epochs=1, temperatures=(0.5, 1), similar=0.5, seeds=(0, 1))
     followed = answered(

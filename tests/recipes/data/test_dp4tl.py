@@ -449,6 +449,7 @@ def test_another_budget_takes_the_votes_of_an_earlier_run(ran, monkeypatch):
     assert not (root / "took" / "work" / "surrogate").exists()
 
 
+@pytest.mark.wide
 def test_another_target_or_mapping_is_voted_on_by_the_surrogate_of_an_earlier_run(ran, monkeypatch):
     root, run = ran
     trained, real = [], loop.train

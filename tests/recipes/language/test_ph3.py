@@ -264,6 +264,7 @@ def test_grouped_queries_are_masked_and_whole_groups_cut(tmp_path, kind):
     assert any(site.endswith("kv_groups") for site in tight.cut.removed)
 
 
+@pytest.mark.wide
 def test_a_run_from_a_table_of_facts(tmp_path):
     """The user's case: a folder and a file in, evidence, a list to switch with and a model that loads plainly out."""
     table = facts.write_table(WORLD, tmp_path / "facts.jsonl")

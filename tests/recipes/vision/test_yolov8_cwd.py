@@ -160,6 +160,7 @@ def test_cells_of_small_boxes_count_by_the_sizes_of_the_data_and_other_layers_ma
     assert set(seen) == {(8, 32)}, "the data's sizes, of 64 pixels"
 
 
+@pytest.mark.wide
 def test_the_teachers_answers_are_learned_too(tmp_path, monkeypatch):
     seen, train = [], loop.train
 

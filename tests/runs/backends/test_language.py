@@ -45,6 +45,7 @@ def test_lengths_beyond_the_positions_of_the_model_are_refused(tmp_path, kind):
     measuring.measure(subject, batch=1, length=most)
 
 
+@pytest.mark.wide
 def test_lengths_beyond_the_rotary_positions_are_noted(tmp_path):
     model = secateur.open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
     for length, count in ((128, 0), (129, 1)):
