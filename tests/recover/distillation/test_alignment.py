@@ -316,3 +316,9 @@ def test_a_text_of_padding_only_has_no_part_in_the_relations_of_texts():
     torch.testing.assert_close(found, wanted)
     found.backward()
     assert ours.grad.isfinite().all()
+
+
+def test_a_vocabulary_that_is_trained_again_is_the_same():
+    """Rows are repeated to the last digit, and the library's own trainer gave another vocabulary each time."""
+    one, other = (readers.wordpiece.__wrapped__(600).get_vocab() for _ in range(2))
+    assert one == other
