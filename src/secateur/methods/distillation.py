@@ -226,7 +226,7 @@ def check_task(subject: Transformer, task: float | None, data: Corpus | None = N
 def check_recovery(subject: Transformer, data: Corpus, losses: Losses, training: Training | None = None) -> None:
     """Refuse what a student can't learn by, before anything is scored; with `training`, where that has steps.
 
-    It is left out where other steps than those of `training` learn by these losses. Raises `InputError`, too, where
+    `training` is left out where other steps learn by these losses, too. Raises `InputError` as well where
     every weight is 0; one of None is the default's.
     """
     if training is not None and not training.steps:
