@@ -272,6 +272,20 @@ def test_it_recovers_with_the_loop_of_all_recipes(tmp_path):
     assert all(torch.equal(before[name], tensor) for name, tensor in start.model.state_dict().items())
 
 
+def test_recovery_is_as_it_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(llm_pruner.distillation, "distil", lambda *given, **how: asked.append(how))
+    losses = {"task": 0.25, "logit": 0.5, "token": 0.75, "temperature": 3.0}
+    rates = {"lr": 2e-3, "min_lr": 1e-5, "warmup": 0.2, "weight_decay": 0.1}
+    loop = {"steps": 7, "train_batch": 4, "train_length": 12, "lr": 2e-3, "warmup": 0.2}
+    results(tmp_path, "params=85%", seed=3, **losses, **loop, training="min_lr=1e-5,weight_decay=0.1")
+    (how,) = asked
+    assert (how["seed"], how["train_length"]) == (3, 12)
+    assert {name: getattr(how["losses"], name) for name in losses} == losses
+    assert (how["training"].steps, how["training"].batch) == (7, 4)
+    assert {name: getattr(how["training"], name) for name in rates} == rates
+
+
 def test_scores_are_taken_once_for_all_budgets_and_a_run_resumes(tmp_path, monkeypatch):
     counted = []
     real = llm_pruner.score_units

@@ -168,6 +168,20 @@ def test_healing_compares_each_layer_with_the_one_it_was(tmp_path, monkeypatch):
     assert not torch.equal(trained["model.norm.weight"], cut["model.norm.weight"])
 
 
+def test_healing_is_as_it_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(shortgpt.distillation, "distil", lambda *given, **how: asked.append(how))
+    losses = {"task": 0.25, "logit": 0.5, "token": 0.75, "temperature": 3.0}
+    rates = {"lr": 2e-3, "min_lr": 1e-5, "warmup": 0.2, "weight_decay": 0.1}
+    loop = {"steps": 7, "train_batch": 4, "train_length": 12, "lr": 2e-3}
+    results(tmp_path, "flops=80%", seed=3, **losses, **loop, training="min_lr=1e-5,warmup=0.2,weight_decay=0.1")
+    (how,) = asked
+    assert (how["seed"], how["train_length"]) == (3, 12)
+    assert {name: getattr(how["losses"], name) for name in losses} == losses
+    assert (how["training"].steps, how["training"].batch) == (7, 4)
+    assert {name: getattr(how["training"], name) for name in rates} == rates
+
+
 def test_a_short_healing_picks_among_cuts_of_as_many_layers(tmp_path, monkeypatch):
     asked = []
 

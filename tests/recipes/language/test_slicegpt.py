@@ -179,6 +179,20 @@ def test_what_is_left_can_be_trained_against_the_original(tmp_path):
     assert not torch.equal(cut.subject.model.state_dict()[names], found.subject.model.state_dict()[names])
 
 
+def test_training_is_as_it_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(slicegpt.distillation, "distil", lambda *given, **how: asked.append(how))
+    losses = {"task": 0.25, "logit": 0.5, "temperature": 3.0}
+    rates = {"lr": 2e-3, "min_lr": 1e-5, "warmup": 0.2, "weight_decay": 0.1}
+    loop = {"steps": 7, "train_batch": 4, "train_length": 12, "lr": 2e-3}
+    results(tmp_path, "params=90%", seed=3, **losses, **loop, training="min_lr=1e-5,warmup=0.2,weight_decay=0.1")
+    (how,) = asked
+    assert (how["seed"], how["train_length"]) == (3, 12)
+    assert {name: getattr(how["losses"], name) for name in losses} == losses
+    assert (how["training"].steps, how["training"].batch) == (7, 4)
+    assert {name: getattr(how["training"], name) for name in rates} == rates
+
+
 def test_a_latency_is_met_on_the_clock(tmp_path, monkeypatch):
     """Here a channel takes 1 ms, beside 10 ms that the table does not know."""
 

@@ -323,6 +323,44 @@ def test_a_pattern_is_no_budget_of_units(tmp_path, budget):
         results(tmp_path, ["params=90%", budget])
 
 
+def test_recovery_is_as_it_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ziplm.distillation, "distil", lambda *given, **how: asked.append(how))
+    losses = {"task": 0.25, "logit": 0.5, "token": 0.75, "temperature": 3.0}
+    rates = {"lr": 2e-3, "min_lr": 1e-5, "warmup": 0.2, "weight_decay": 0.1}
+    loop = {"steps": 7, "train_batch": 4, "train_length": 12, "lr": 2e-3, "weight_decay": 0.1}
+    results(tmp_path, ["params=85%"], "llama", seed=3, trials=0, **losses, **loop, training="min_lr=1e-5,warmup=0.2")
+    (how,) = asked
+    assert (how["seed"], how["train_length"]) == (3, 12)
+    assert {name: getattr(how["losses"], name) for name in losses} == losses
+    assert (how["training"].steps, how["training"].batch) == (7, 4)
+    assert {name: getattr(how["training"], name) for name in rates} == rates
+
+
+def test_sequences_and_trials_are_those_of_the_seed_and_the_length_that_are_asked_for(tmp_path, monkeypatch):
+    asked, make, seek = [], ziplm.make_feed, ziplm.search_coefficients
+    monkeypatch.setattr(ziplm, "make_feed", lambda *given, **how: asked.append(how) or make(*given, **how))
+    monkeypatch.setattr(ziplm, "search_coefficients", lambda *given: asked.append(given[-2:]) or seek(*given))
+    results(tmp_path, ["params=85%"], seed=3, train_length=12, trials=2)
+    assert asked == [{"length": 12, "seed": 3}, (2, 3)]
+
+
+def test_costs_are_those_of_the_environment_that_is_asked_for(tmp_path):
+    (found,) = results(tmp_path, ["params=85%"], "llama", batch=4, length=24, trials=0)
+    assert found.predicted == found.subject.units(batch=4, length=24).cost()
+
+
+def test_how_near_and_how_often_the_clock_looks_is_as_asked(tmp_path, monkeypatch):
+    seen, meet = [], ziplm.timing.meet_target
+    monkeypatch.setattr(ziplm.timing, "time_blocks", lambda *given, **_: seen.append(given[-1]) or TABLE)
+    monkeypatch.setattr(ziplm.timing, "time_share", lambda *_, clock, **__: seen.append(clock) or 0.5)
+    monkeypatch.setattr(ziplm.timing, "meet_target", lambda *given, **how: seen.append(how) or meet(*given, **how))
+    results(tmp_path, ["speedup=2x"], tolerance=0.3, corrections=2, timings=7)
+    clock = ziplm.Clock(tolerance=0.3, corrections=2, timings=7)
+    assert seen[:2] == [clock, {"tolerance": 0.3, "corrections": 2}]
+    assert set(seen[2:]) == {clock}
+
+
 def test_losses_that_weigh_nothing_are_refused_before_anything_is_scored(tmp_path):
     with pytest.raises(InputError, match="task=0, logit=0, token=0 leave nothing to learn by"):
         results(tmp_path, ["params=80%"], steps=2, logit=0.0, token=0.0)  # task is 0 for encoders unless given
