@@ -22,7 +22,7 @@ from secateur.recipes.language import nemotron_elastic as module
 from secateur.recover.training import loop
 from secateur.runs import keywords
 from secateur.subjects import Transformer, open_subject
-from secateur.vocabulary import Budget, Result, Training
+from secateur.vocabulary import Budget, Recovery, Result, Training
 from strangers import run_without_secateur
 from subjects.hybrids import make_hybrid
 
@@ -296,6 +296,49 @@ def test_widths_and_layers_are_ranked_by_as_many_sequences_as_are_asked_for(tmp_
     monkeypatch.setattr(elastic, "score_widths", note("widths", widths))
     results(tmp_path, "params=60%", dry_run=True, samples=20, depth_samples=3)
     assert seen == {"layers": 3, "widths": 20}
+
+
+def test_router_and_training_are_as_they_are_asked_for(tmp_path, monkeypatch):
+    hidden, asked, trained, drawn_by = [], [], [], []
+    make, objective, draws = elastic.make, module.make_objective, module.routers.Draws
+    monkeypatch.setattr(
+        module.routers, "Draws", lambda *given, **how: drawn_by.append(given[2]) or draws(*given, **how)
+    )
+    monkeypatch.setattr(elastic, "make", lambda *given, **how: hidden.append(how["hidden"]) or make(*given, **how))
+    monkeypatch.setattr(module, "make_objective", lambda *given: asked.append(given[2:]) or objective(*given))
+
+    def train(student, teacher, batches, loss, training, **how):
+        trained.append((training.warmup, training.weight_decay, training.min_lr, how["extra_rate"]))
+        return Recovery(training.steps)
+
+    monkeypatch.setattr(module.distillation, "train_student", train)
+    routing = {"router_hidden": 12, "router_lr": 0.05, "router_weight": 3.0, "masks": "hard"}
+    loop = {"steps": 2, "lr": 1e-3, "warmup": 0.25, "training": "weight_decay=0.1,min_lr=1e-5"}
+    results(tmp_path, "params=60%", temperature=2.0, whole_share=0.75, **routing, **loop)
+    assert hidden == [12]
+    assert drawn_by == [[0.75, 0.25]]
+    assert asked == [(module.Routing(**routing), module.Teaching(task=0.0, logit=1.0, temperature=2.0))]
+    assert trained == [(0.25, 0.1, 1e-5, pytest.approx(50))]
+
+
+def test_the_budgets_loss_has_the_weight_that_is_asked_for():
+    start = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    model = elastic_model(start.copy())
+    batch = drawn(model)
+    for weight in (1.0, 3.0):
+        objective = module.make_objective(model, start, module.Routing(router_weight=weight), module.Teaching())
+        with model.masks.on(model.subject.model), torch.no_grad():
+            loss, parts = objective(batch, module.objectives.count(batch))
+        assert float(parts["budget"]) > 0.01
+        assert float(loss) == pytest.approx(float(parts["logit"]) + weight * float(parts["budget"]), rel=1e-5)
+
+
+def test_ranked_by_chance_no_activation_is_looked_at_and_costs_are_of_the_batch(tmp_path, monkeypatch):
+    for name in ("score_widths", "rank_layers"):
+        monkeypatch.setattr(elastic, name, lambda *_, **__: pytest.fail("looked at activations"))
+    (found,) = results(tmp_path, "params=60%", dry_run=True, ranking="random", batch=4)
+    assert found.predicted == found.subject.units(batch=4, length=16).cost()
+    assert found.predicted != found.subject.units(batch=1, length=16).cost()
 
 
 def test_a_seed_draws_its_own_order_of_layers():

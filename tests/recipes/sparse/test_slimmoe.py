@@ -591,6 +591,42 @@ def test_a_stage_reads_on_behind_all_micro_batches_of_the_one_before(
     assert not torch.equal(first[2], second[0])
 
 
+def test_texts_and_training_are_as_they_are_asked_for(
+    subject: Moe, data: texts.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed, trained, feed = list[dict[str, Any]](), list[tuple[Any, ...]](), recipe.calibration.make_feed
+
+    def make_feed(*given: Any, **how: Any) -> Any:
+        fed.append(how)
+        return feed(*given, **how)
+
+    def train(model: Any, batches: Any, objective: Any, training: Training, **options: Any) -> Recovery:
+        trained.append((training.warmup, training.weight_decay, options["seed"]))
+        return Recovery(training.steps)
+
+    monkeypatch.setattr(recipe.calibration, "make_feed", make_feed)
+    monkeypatch.setattr(loop, "train", train)
+    run(subject, data, tmp_path, stages="1", steps=4, seed=3, warmup=0.25, training="weight_decay=0.1")
+    assert fed == [{"length": 16, "seed": 3}]
+    assert trained == [(0.25, 0.1, 3)]
+
+
+def test_costs_are_those_of_the_batch_that_is_asked_for(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
+    found = run(subject, data, tmp_path, batch=4)
+    assert found.predicted == found.subject.units(batch=4, length=16).cost()
+    assert found.predicted != found.subject.units(batch=1, length=16).cost()
+
+
+def test_a_dry_run_trains_nothing_and_keeps_no_stage(
+    subject: Moe, data: texts.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained"))
+    found = run(subject, data, tmp_path, steps=4, dry_run=True)
+    assert found.recovery is None
+    assert not found.stages
+    assert not list((tmp_path / "work").glob("stage-*"))
+
+
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
     return toys.language("mixtral", "params=70%", steps=0, length=16)
