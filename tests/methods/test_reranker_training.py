@@ -31,6 +31,15 @@ def test_tokens_of_question_and_padding_are_labelled_as_asked():
     assert PairBatches(pairs, model, 1, True)[3]["scores"].tolist() == [0.0]  # over and over
 
 
+def test_a_step_is_of_as_many_batches_as_it_takes():
+    pairs = [{"question": sentence(1), "sentences": [sentence(2)], "kept": [], "score": None}]
+    feed, steps = PairBatches(pairs, fresh().with_head(), 1, True, 2), []
+    for index in range(4):
+        feed[index]
+        steps.append(feed.step)
+    assert steps == [1, 1, 2, 2]
+
+
 def test_the_measures_of_what_is_held_out_are_what_they_say():
     class Says(type(fresh())):
         def judge(self, pairs, *, longest=0, best=False):

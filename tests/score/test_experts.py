@@ -162,6 +162,18 @@ def test_alike_scores_each_neuron_the_same_in_all_experts() -> None:
     torch.testing.assert_close(again["layers.0.expert_neurons"], found["layers.0.expert_neurons"])
 
 
+def test_experts_without_a_score_are_ranked_by_their_weights_and_others_keep_theirs() -> None:
+    _, layers = opened("mixtral")
+    site = "layers.0.expert_neurons"
+    layers = {site: layers[site]}
+    rows = torch.rand(4, 40) + 0.1
+    rows[1] = 0
+    found = experts.fill_starved({site: rows.flatten()}, layers)
+    norms = experts.weight(layers)[site].reshape(4, 40)
+    assert torch.equal(found[site].reshape(4, 40), torch.stack([rows[0], norms[1], rows[2], rows[3]]))
+    assert found[f"{site}.starved"].tolist() == [1]
+
+
 def test_the_truncated_loss_has_a_gradient_where_the_student_is_the_teacher() -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 5, 30)

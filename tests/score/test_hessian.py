@@ -232,6 +232,16 @@ def test_dead_inputs_go_first_and_cost_nothing():
     assert set(nothing.errors.values()) == {0.0}
 
 
+def test_of_structures_that_cost_the_same_the_later_goes():
+    found = hessian.sweep(torch.ones(2, 3, dtype=F64), torch.eye(3, dtype=F64))
+    assert found.order == (2, 1, 0)
+
+
+def test_dampening_is_a_share_of_the_mean_of_the_inputs_that_are_alive():
+    factor = hessian.dampened_factor(torch.diag(torch.tensor([4.0, 0.0, 8.0], dtype=F64)), 0.5)
+    assert factor.diagonal()[[0, 2]].square().tolist() == pytest.approx([4 + 3, 8 + 3])
+
+
 def test_a_singular_hessian_is_damped_as_much_as_it_takes():
     W, _, _ = problem()
     x = torch.ones(1, 12, dtype=F64)  # every column equal: all but the last are free

@@ -71,6 +71,16 @@ def test_a_model_may_say_that_words_of_the_question_count():
     assert all(scores["raised"][text] > scores["plain"][text] for text in named)
 
 
+def test_a_share_of_the_best_is_asked_of_sentences_under_the_models_own_threshold_alone():
+    model = taught().copy()
+    model.settings = replace(taught().settings, of_best=0.9999)
+    (strict,) = run(PASSAGES, model=model)
+    (given,) = run(PASSAGES, model=model, threshold=taught().settings.threshold)
+    (plain,) = run(PASSAGES)
+    assert left(given) == left(plain)
+    assert len(strict.subject.sentences) < len(plain.subject.sentences)
+
+
 def test_below_zero_all_stays_and_from_one_nothing():
     texts = ["  One here.  Two there. ", "Three."]
     for rounding in ("vote", "mean"):
@@ -293,6 +303,54 @@ def test_training_repeats_and_says_what_it_saw(tmp_path):
     assert torch.equal(*made)
     assert recovery.steps == 6
     assert "held out" in notes[1]
+
+
+def test_training_is_judged_by_what_it_learns_by(monkeypatch):
+    """What stops it early is the loss of the masks and, with their weight, of the old scores."""
+    judged, measure, teach = [], module.measure_quality, module.loop.train
+
+    def watch(*given, evaluate, **how):
+        judged.append(evaluate())
+        return teach(*given, evaluate=evaluate, **how)
+
+    known = {"mask_loss": 0.5, "ranking_loss": 2.0}
+    monkeypatch.setattr(module, "measure_quality", lambda *given: {**measure(*given), **known})
+    monkeypatch.setattr(module.loop, "train", watch)
+    how = {"lr": 1e-3, "batch": 8, "longest": 32, "held_out": 0.2}
+    train(fresh(), lesson(40, 2), NoCheckpoints(), weight=0.25, **how)
+    train(fresh(), lesson(40, 2), NoCheckpoints(), weight=0.0, **how)
+    assert judged == [0.5 + 0.25 * 2.0, 0.5]
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_tokens_outside_of_sentences_are_taught_to_go_or_not_looked_at(monkeypatch, everywhere):
+    seen, teach = [], module.loop.train
+    monkeypatch.setattr(module.loop, "train", lambda model, feed, *rest, **how: seen.append(feed[0]) or
+                        teach(model, feed, *rest, **how))  # fmt: skip
+    train(fresh(), lesson(8, 2), NoCheckpoints(), batch=4, longest=32, held_out=0.0, everywhere=everywhere)
+    (batch,) = seen
+    firsts = batch["labels"][:, 0]  # of the token at the start, which is of no sentence
+    assert (firsts == (0 if everywhere else -100)).all()
+
+
+def test_what_is_taught_is_asked_for_and_kept_as_the_options_say(monkeypatch):
+    asked, real = [], module.prepare_pairs
+    monkeypatch.setattr(module, "prepare_pairs", lambda *given, **how: asked.append(how["oracle"]) or
+                        real(*given, **how))  # fmt: skip
+    how = {"batch": 4, "longest": 32, "held_out": 0.0}
+    for oracle, rounding in (("relevance", "mean"), ("indices", "vote")):
+        model = fresh()
+        train(model, lesson(8, 2), NoCheckpoints(), oracle=oracle, rounding=rounding, threshold=0.3, **how)
+        assert (model.settings.rounding, model.settings.threshold) == (rounding, 0.3)
+    assert asked == ["relevance", "indices"]
+
+
+def test_the_new_head_is_drawn_by_the_seed():
+    for seed in (1, 2):
+        model = fresh()
+        wanted = fresh().with_head(seed).keep.weight
+        train(model, lesson(8, 2), NoCheckpoints(), batch=4, longest=32, held_out=0.0, lr=1e-9, seed=seed)
+        torch.testing.assert_close(model.keep.weight, wanted, atol=1e-6, rtol=0)
 
 
 def test_what_is_held_out_is_measured_before_during_and_after_training():

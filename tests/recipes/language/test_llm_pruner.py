@@ -214,6 +214,55 @@ def test_a_classifier_is_scored_by_its_labels_and_needs_them(tmp_path):
     assert not found.cut.is_noop
 
 
+def test_gradients_are_of_as_many_sequences_of_the_length_and_seed_that_are_asked_for(tmp_path, monkeypatch):
+    asked, real = [], llm_pruner.sequences
+
+    def spy(*given, **how):
+        found = real(*given, **how)
+        asked.append(torch.cat([batch["input_ids"] for batch in found]))
+        return found
+
+    monkeypatch.setattr(llm_pruner, "sequences", spy)
+    for seed in (0, 1):
+        results(tmp_path / str(seed), "params=85%", seed=seed, samples=4, train_length=12)
+        train, _ = DATA.split(seed=seed)
+        wanted = distillation.make_batches(subject(), train, batch=1, length=12, seed=seed).take(4)
+        assert torch.equal(asked[-1], torch.cat([batch["input_ids"] for batch in wanted]))
+    assert not torch.equal(*asked)
+
+
+def test_a_seed_draws_its_own_random_scores():
+    start = subject()
+    _, units = llm_pruner.choose_units(start, ("neurons",), 0, 0, batch=1, length=16)
+    first, again, other = (
+        llm_pruner.score_units(start, units, [], Importance(score="random"), seed=seed) for seed in (3, 3, 4)
+    )
+    assert all(torch.equal(score, again[site]) for site, score in first.items())
+    assert not any(torch.equal(score, other[site]) for site, score in first.items())
+
+
+@pytest.mark.parametrize("scope", ["local", "kind", "global"])
+def test_layers_lose_alike_or_the_weakest_of_all_go_as_the_scope_says(tmp_path, scope):
+    start = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    with torch.no_grad():
+        for linear in start.model.model.layers[1].mlp.children():
+            if isinstance(linear, torch.nn.Linear):
+                linear.weight.mul_(1e-2)
+    how = {"axes": ("neurons",), "score": "l2", "first": 0, "last": 0}
+    (found,) = results(tmp_path, "params=85%", model=start, scope=scope, **how)
+    left = [width.neurons for width in found.subject.widths()]
+    if scope == "local":
+        assert max(left) - min(left) <= 8 < 128 - max(left)
+    else:
+        assert left[1] < 64 < min(left[0], left[2], left[3])
+
+
+def test_costs_are_those_of_the_batch_that_is_asked_for(tmp_path):
+    (found,) = results(tmp_path, "params=85%", batch=4)
+    assert found.predicted == found.subject.units(batch=4, length=16).cost()
+    assert found.predicted != found.subject.units(batch=1, length=16).cost()
+
+
 def test_it_recovers_with_the_loop_of_all_recipes(tmp_path):
     start = subject()
     before = {name: tensor.clone() for name, tensor in start.model.state_dict().items()}
@@ -221,6 +270,20 @@ def test_it_recovers_with_the_loop_of_all_recipes(tmp_path):
     assert found.recovery is not None
     assert found.recovery.steps == 2
     assert all(torch.equal(before[name], tensor) for name, tensor in start.model.state_dict().items())
+
+
+def test_recovery_is_as_it_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(llm_pruner.distillation, "distil", lambda *given, **how: asked.append(how))
+    losses = {"task": 0.25, "logit": 0.5, "token": 0.75, "temperature": 3.0}
+    rates = {"lr": 2e-3, "min_lr": 1e-5, "warmup": 0.2, "weight_decay": 0.1}
+    loop = {"steps": 7, "train_batch": 4, "train_length": 12, "lr": 2e-3, "warmup": 0.2}
+    results(tmp_path, "params=85%", seed=3, **losses, **loop, training="min_lr=1e-5,weight_decay=0.1")
+    (how,) = asked
+    assert (how["seed"], how["train_length"]) == (3, 12)
+    assert {name: getattr(how["losses"], name) for name in losses} == losses
+    assert (how["training"].steps, how["training"].batch) == (7, 4)
+    assert {name: getattr(how["training"], name) for name in rates} == rates
 
 
 def test_scores_are_taken_once_for_all_budgets_and_a_run_resumes(tmp_path, monkeypatch):

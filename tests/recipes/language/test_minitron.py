@@ -609,6 +609,46 @@ def test_options_that_a_model_can_not_have_are_refused(tmp_path):
         results(tmp_path, "params=90%", kind="bert", correction_steps=1)
 
 
+def test_hidden_states_count_from_a_quarter_of_the_layers_on(tmp_path, monkeypatch):
+    asked, real = [], minitron.objectives.distil
+    monkeypatch.setattr(
+        minitron.objectives, "distil", lambda *models, **how: asked.append(how["hidden"]) or real(*models, **how)
+    )
+    results(tmp_path, "params=90%", shape="layers=3", steps=1)
+    assert asked == [[(0, 0), (1, 2)]]
+
+
+def test_shapes_are_judged_on_texts_held_out(tmp_path, monkeypatch):
+    seen, real = [], minitron.distillation.held_out
+    monkeypatch.setattr(
+        minitron.distillation, "held_out", lambda *given, **how: seen.append(given[2]) or real(*given, **how)
+    )
+    results(tmp_path, "params=75%", candidates=2)
+    _, held = DATA.split(seed=0)
+    wanted = minitron.distillation.make_batches(subject(), held, batch=8, length=16, seed=0).take(16)
+    assert seen
+    for batches in seen:
+        assert [batch["input_ids"].tolist() for batch in batches] == [batch["input_ids"].tolist() for batch in wanted]
+
+
+def test_heads_that_stay_take_over_those_of_their_own_group():
+    """Eight heads in two groups, the later the better: of each group two go to the two that stay, crosswise."""
+    start = subject()
+    worth = {f"layers.{layer}.heads": torch.arange(8.0) for layer in range(4)}
+    merged = minitron.merge_heads(start, worth, 4)
+    for before, after in zip(start.model.model.layers, merged.model.model.layers, strict=True):
+        old, new = (layer.self_attn.q_proj.weight.detach().unflatten(0, (8, -1)) for layer in (before, after))
+        for stays, goes in ((2, 1), (3, 0), (6, 5), (7, 4)):
+            torch.testing.assert_close(new[stays], 2 * old[stays] - old[goes])
+        assert torch.equal(after.self_attn.k_proj.weight, before.self_attn.k_proj.weight)
+
+
+def test_a_seed_draws_its_own_random_scores():
+    first, again, other = (minitron.scores(subject(), [], how="random", seed=seed) for seed in (3, 3, 4))
+    assert all(torch.equal(first[site], again[site]) for site in first)
+    assert not any(torch.equal(first[site], other[site]) for site in first)
+
+
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
     return toys.language(steps=0, short_steps=0, length=16, train_batch=8, candidates=3)

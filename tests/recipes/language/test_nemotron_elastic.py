@@ -22,7 +22,7 @@ from secateur.recipes.language import nemotron_elastic as module
 from secateur.recover.training import loop
 from secateur.runs import keywords
 from secateur.subjects import Transformer, open_subject
-from secateur.vocabulary import Budget, Result, Training
+from secateur.vocabulary import Budget, Recovery, Result, Training
 from strangers import run_without_secateur
 from subjects.hybrids import make_hybrid
 
@@ -223,6 +223,129 @@ def test_the_loss_of_the_budgets_counts_once_for_a_step_of_several_micro_batches
         shared = [objective(one, totals)[1]["budget"] for one in micro]
     assert float(alone) > 0
     assert float(sum(shared)) == pytest.approx(float(alone), rel=1e-5)
+
+
+def elastic_model(start: Transformer) -> elastic.Elastic:
+    axes = elastic.find_axes(start, ("neurons", "heads"))
+    return elastic.Elastic(start, axes, "params", (1.0, 0.6), hidden=4)
+
+
+def drawn(model: elastic.Elastic, *, sharp: bool = False) -> dict[str, object]:
+    """A batch that is to be learned from at the smaller size."""
+    start = model.subject
+    feed = texts.batches(DATA, start.tokenizer, packed=True, batch=4, length=16, seed=0)
+    return {**module.routers.Draws(feed, model.router, [0.0, 1.0], steps=4)[0], "sharp": sharp}
+
+
+def learned(model: elastic.Elastic, original: Transformer, batch: dict[str, object], **how: object) -> tuple:
+    """(loss, its parts) of a batch."""
+    routing = module.Routing(masks=how.pop("masks", "soft"))
+    objective = module.make_objective(model, original, routing, module.Teaching(**how))
+    with model.masks.on(model.subject.model), torch.no_grad():
+        loss, parts = objective(batch, module.objectives.count(batch))
+    return float(loss), {name: float(part) for name, part in parts.items()}
+
+
+def test_a_teacher_that_learns_is_the_whole_model_and_has_cross_entropy_of_its_own():
+    start = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    model, frozen = elastic_model(start.copy()), start
+    batch = drawn(model)
+    loss, parts = learned(model, start, batch, teacher="learning", task=1.0)
+    alone, wanted = learned(model, frozen, batch)
+    assert parts == pytest.approx(wanted, rel=1e-4)
+    assert parts["logit"] > 0.1
+    with torch.no_grad():
+        logits = frozen.forward(batch).prediction
+    task = module.objectives.task_loss(logits, batch, module.objectives.count(batch), causal=True)
+    assert loss == pytest.approx(alone + float(task), rel=1e-4)
+
+
+def test_a_sharp_draw_of_soft_masks_is_a_hard_one():
+    start = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    model = elastic_model(start.copy())
+    soft, sharp, hard = (
+        learned(model, start, drawn(model, sharp=sharp), masks=masks)[1]["logit"]
+        for sharp, masks in ((False, "soft"), (True, "soft"), (False, "hard"))
+    )
+    assert sharp == hard
+    assert soft != pytest.approx(hard, rel=1e-3)
+
+
+def test_what_stops_training_is_the_mean_loss_of_all_sizes_as_they_are_cut():
+    start = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    model = elastic_model(start.copy())
+    batches = texts.batches(DATA, start.tokenizer, packed=True, batch=4, length=16, seed=0).take(3)
+    with model.masks.on(model.subject.model):
+        found = module.judge(model, start, batches)
+    cuts = [model.cut(model.choose(share))[0] for share in model.shares]
+    each = [module.distillation.held_out(cut, start, batches) for cut in cuts]
+    assert found == pytest.approx(np.mean(each), rel=1e-4)
+    assert each[1] != pytest.approx(each[0], rel=1e-3)
+
+
+def test_widths_and_layers_are_ranked_by_as_many_sequences_as_are_asked_for(tmp_path, monkeypatch):
+    seen, layers, widths = {}, elastic.rank_layers, elastic.score_widths
+
+    def count(batches: list[dict[str, torch.Tensor]]) -> int:
+        return sum(len(batch["input_ids"]) for batch in batches)
+
+    def note(name, real):
+        return lambda start, batches, *rest: seen.update({name: count(batches)}) or real(start, batches, *rest)
+
+    monkeypatch.setattr(elastic, "rank_layers", note("layers", layers))
+    monkeypatch.setattr(elastic, "score_widths", note("widths", widths))
+    results(tmp_path, "params=60%", dry_run=True, samples=20, depth_samples=3)
+    assert seen == {"layers": 3, "widths": 20}
+
+
+def test_router_and_training_are_as_they_are_asked_for(tmp_path, monkeypatch):
+    hidden, asked, trained, drawn_by = [], [], [], []
+    make, objective, draws = elastic.make, module.make_objective, module.routers.Draws
+    monkeypatch.setattr(
+        module.routers, "Draws", lambda *given, **how: drawn_by.append(given[2]) or draws(*given, **how)
+    )
+    monkeypatch.setattr(elastic, "make", lambda *given, **how: hidden.append(how["hidden"]) or make(*given, **how))
+    monkeypatch.setattr(module, "make_objective", lambda *given: asked.append(given[2:]) or objective(*given))
+
+    def train(student, teacher, batches, loss, training, **how):
+        trained.append((training.warmup, training.weight_decay, training.min_lr, how["extra_rate"]))
+        return Recovery(training.steps)
+
+    monkeypatch.setattr(module.distillation, "train_student", train)
+    routing = {"router_hidden": 12, "router_lr": 0.05, "router_weight": 3.0, "masks": "hard"}
+    loop = {"steps": 2, "lr": 1e-3, "warmup": 0.25, "training": "weight_decay=0.1,min_lr=1e-5"}
+    results(tmp_path, "params=60%", temperature=2.0, whole_share=0.75, **routing, **loop)
+    assert hidden == [12]
+    assert drawn_by == [[0.75, 0.25]]
+    assert asked == [(module.Routing(**routing), module.Teaching(task=0.0, logit=1.0, temperature=2.0))]
+    assert trained == [(0.25, 0.1, 1e-5, pytest.approx(50))]
+
+
+def test_the_budgets_loss_has_the_weight_that_is_asked_for():
+    start = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    model = elastic_model(start.copy())
+    batch = drawn(model)
+    for weight in (1.0, 3.0):
+        objective = module.make_objective(model, start, module.Routing(router_weight=weight), module.Teaching())
+        with model.masks.on(model.subject.model), torch.no_grad():
+            loss, parts = objective(batch, module.objectives.count(batch))
+        assert float(parts["budget"]) > 0.01
+        assert float(loss) == pytest.approx(float(parts["logit"]) + weight * float(parts["budget"]), rel=1e-5)
+
+
+def test_ranked_by_chance_no_activation_is_looked_at_and_costs_are_of_the_batch(tmp_path, monkeypatch):
+    for name in ("score_widths", "rank_layers"):
+        monkeypatch.setattr(elastic, name, lambda *_, **__: pytest.fail("looked at activations"))
+    (found,) = results(tmp_path, "params=60%", dry_run=True, ranking="random", batch=4)
+    assert found.predicted == found.subject.units(batch=4, length=16).cost()
+    assert found.predicted != found.subject.units(batch=1, length=16).cost()
+
+
+def test_a_seed_draws_its_own_order_of_layers():
+    start = open_subject(tiny.model("llama"), tokenizer=tiny.tokenizer())
+    orders = [module.shuffle_layers(start, 3, seed) for seed in range(6)]
+    assert orders[5] == module.shuffle_layers(start, 3, 5)
+    assert len({tuple(layer for layer, _ in order) for order in orders}) > 2
 
 
 def test_choices_that_can_not_be_are_named_in_the_notes(tmp_path):

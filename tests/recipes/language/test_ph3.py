@@ -188,6 +188,48 @@ def test_the_baselines_rank_all_heads(tmp_path, score):
     assert heads.count_heads(found.subject) == 9
 
 
+def test_a_seed_draws_its_own_prompts_to_score(tmp_path, monkeypatch):
+    asked, real = [], conflicts.score
+
+    def spy(model, items, **how):
+        asked.append([item.prompt for item in items])
+        return real(model, items, **how)
+
+    monkeypatch.setattr(conflicts, "score", spy)
+    for seed in (0, 1):
+        results(tmp_path / str(seed), "heads=90%", samples=6, seed=seed)
+    all_prompts = [item.prompt for item in conflicts.encode(parts()[0], subject().tokenizer)]
+    assert all(len(prompts) == 6 and all(one in all_prompts for one in prompts) for prompts in asked)
+    assert asked[0] != asked[1]
+
+
+def test_numbers_of_heads_are_compared_by_the_match_that_is_asked_for(tmp_path, monkeypatch):
+    asked, real = [], ph3.choose_count
+    monkeypatch.setattr(ph3, "choose_count", lambda *given: asked.append(given[-2:]) or real(*given))
+    results(tmp_path, "heads=99%", ratios="1%,25%", samples=6, match="full", trust="memory")
+    assert asked == [("memory", "full")]
+
+
+def test_each_score_is_what_its_name_says():
+    items = conflicts.encode(parts()[0], subject().tokenizer)[:12]
+    rank = functools.partial(ph3.rank_heads, items=items, corruption="swap", seed=0)
+    for score, by in (("patching", "probability"), ("logit", "logit")):
+        found, wanted = rank(subject(), score=score), conflicts.score(subject(), items, by=by)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(value, wanted[name]) for name, value in found.items())
+    found = rank(subject(), score="gradient")
+    for side in ("memory", "context"):
+        for name, value in conflicts.gradients(subject(), items, side).items():
+            torch.testing.assert_close(found[f"{side}.{name}"], value)
+    quiet = subject().copy()
+    with torch.no_grad():
+        weight = quiet.model.transformer.h[1].attn.c_proj.weight
+        weight.unflatten(0, (4, -1))[2].mul_(1e-3)
+    table = rank(quiet, score="magnitude")
+    for trust in ("context", "memory"):
+        assert ph3.sort_heads(table, trust)[0] == (1, 2), "what adds least goes first"
+
+
 def test_noise_on_the_embeddings_needs_no_corrupted_prompt(tmp_path):
     bare = Conflicts([type(one)(one.prompt, one.memory, one.context) for one in parts()[0].items], known=True)
     with pytest.raises(DataError, match="prompt 1 has no corrupted one"):

@@ -123,6 +123,31 @@ def test_as_many_sequences_are_looked_at_as_asked_and_none_for_the_deepest(tmp_p
     results(tmp_path / "b", "flops=80%", model=start, samples=asked, rule="deepest")
 
 
+@pytest.mark.parametrize(
+    ("rule", "tokens", "last"),
+    [("influence", None, False), ("influence", "last", True), ("angular", None, True), ("angular", "all", False)],
+)
+def test_states_are_compared_by_the_rule_at_the_tokens_and_lengths_that_are_asked_for(
+    tmp_path, monkeypatch, rule, tokens, last
+):
+    asked, real = [], shortgpt.similarity.distances
+
+    def spy(states, items, how, **rest):
+        asked.append((how, rest, {item["input_ids"].shape[1] for item in items}))
+        return real(states, items, how, **rest)
+
+    monkeypatch.setattr(shortgpt.similarity, "distances", spy)
+    results(tmp_path, "flops=80%", rule=rule, tokens=tokens, train_length=12)
+    named = {"influence": shortgpt.similarity.block_influence, "angular": shortgpt.similarity.angular_distance}
+    assert asked == [(named[rule], {"last": last}, {12})]
+
+
+def test_costs_are_those_of_the_batch_that_is_asked_for(tmp_path):
+    (found,) = results(tmp_path, "kv_cache=50%", batch=4)
+    assert found.predicted == found.subject.units(batch=4, length=16).cost()
+    assert found.predicted != found.subject.units(batch=1, length=16).cost()
+
+
 def test_healing_compares_each_layer_with_the_one_it_was(tmp_path, monkeypatch):
     asked = []
     real = shortgpt.distillation.objectives.distil
@@ -141,6 +166,20 @@ def test_healing_compares_each_layer_with_the_one_it_was(tmp_path, monkeypatch):
     assert dry.recovery is None
     trained, cut = (one.subject.model.state_dict() for one in (found, dry))
     assert not torch.equal(trained["model.norm.weight"], cut["model.norm.weight"])
+
+
+def test_healing_is_as_it_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(shortgpt.distillation, "distil", lambda *given, **how: asked.append(how))
+    losses = {"task": 0.25, "logit": 0.5, "token": 0.75, "temperature": 3.0}
+    rates = {"lr": 2e-3, "min_lr": 1e-5, "warmup": 0.2, "weight_decay": 0.1}
+    loop = {"steps": 7, "train_batch": 4, "train_length": 12, "lr": 2e-3}
+    results(tmp_path, "flops=80%", seed=3, **losses, **loop, training="min_lr=1e-5,warmup=0.2,weight_decay=0.1")
+    (how,) = asked
+    assert (how["seed"], how["train_length"]) == (3, 12)
+    assert {name: getattr(how["losses"], name) for name in losses} == losses
+    assert (how["training"].steps, how["training"].batch) == (7, 4)
+    assert {name: getattr(how["training"], name) for name in rates} == rates
 
 
 def test_a_short_healing_picks_among_cuts_of_as_many_layers(tmp_path, monkeypatch):
@@ -162,6 +201,20 @@ def test_a_short_healing_picks_among_cuts_of_as_many_layers(tmp_path, monkeypatc
     for more, words in (({"steps": 0}, "give steps"), ({"model": hybrid}, "cost unlike amounts")):
         with pytest.raises(InputError, match=words):
             results(tmp_path / "refused", "flops=60%", **{**how, **more})
+
+
+def test_a_short_healing_is_judged_by_where_it_ends(tmp_path, monkeypatch):
+    """By the last fifth of its losses, and not by all of them."""
+
+    def distil(original, student, *given, training, **how):
+        course = [9.0] * 8 + [1.0] * 2 if student.layer_index == (0, 3) else [2.0] * 10
+        return Recovery(training.steps, losses=tuple(enumerate(course, 1)))
+
+    monkeypatch.setattr(distillation, "distil", distil)
+    (found,) = results(
+        tmp_path, "flops=60%", model=subject(idle=(0, 2)), select_by="short-retrain", steps=100, train_batch=4
+    )
+    assert found.subject.layer_index == (0, 3)
 
 
 def test_states_of_an_encoder_are_not_compared_with_those_of_a_decoder(tmp_path):

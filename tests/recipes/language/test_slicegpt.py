@@ -79,6 +79,43 @@ def test_directions_without_variance_are_free():
         assert (axes.forward(batch).prediction - wanted).abs().max() > 0.1
 
 
+def test_a_random_rotation_is_that_of_its_seed():
+    start = subject()
+    folded = fold_norms(start)
+    windows, _ = texts.windows(DATA, start.tokenizer, 8, 16)
+    tables = [
+        slicegpt.rotate(folded, windows, folded.stream, rotation="random", seed=seed)[0].model.get_input_embeddings()
+        for seed in (3, 3, 4)
+    ]
+    first, again, other = (table.weight for table in tables)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=1e-3)
+
+
+def test_without_a_rotation_the_channels_of_most_energy_come_first():
+    moment = torch.tensor([[1.0, 0.5, 0.0], [0.5, 9.0, 0.0], [0.0, 0.0, 4.0]], dtype=torch.float64)
+    variance, basis = slicegpt.components(moment, "none", torch.Generator())
+    assert variance.tolist() == [9.0, 4.0, 1.0]
+    assert basis.tolist() == [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+
+
+def test_costs_are_those_of_the_batch_that_is_asked_for(tmp_path):
+    (found,) = results(tmp_path, "params=90%", batch=4)
+    assert found.predicted == found.subject.units(batch=4, length=16).cost()
+    assert found.predicted != found.subject.units(batch=1, length=16).cost()
+
+
+def test_the_states_are_those_of_texts_that_are_not_held_out(tmp_path, monkeypatch):
+    seen, real = [], slicegpt.texts.windows
+    monkeypatch.setattr(
+        slicegpt.texts, "windows", lambda corpus, *rest, **how: seen.append(corpus) or real(corpus, *rest, **how)
+    )
+    results(tmp_path, "params=90%", seed=2)
+    train, held = DATA.split(seed=2)
+    assert [corpus.texts for corpus in seen] == [train.texts]
+    assert held.texts
+
+
 def test_slicing_principal_components_loses_less_than_channels_or_random_directions(tmp_path):
     start = toys.language("llama")["subject"]
     held_out = texts.batches(texts.read(tiny.chains(200, 1)), start.tokenizer, packed=True, batch=8, length=16).take(10)
@@ -140,6 +177,20 @@ def test_what_is_left_can_be_trained_against_the_original(tmp_path):
     assert cut.recovery is None
     names = "model.layers.0.attention_shortcut.weight"
     assert not torch.equal(cut.subject.model.state_dict()[names], found.subject.model.state_dict()[names])
+
+
+def test_training_is_as_it_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(slicegpt.distillation, "distil", lambda *given, **how: asked.append(how))
+    losses = {"task": 0.25, "logit": 0.5, "temperature": 3.0}
+    rates = {"lr": 2e-3, "min_lr": 1e-5, "warmup": 0.2, "weight_decay": 0.1}
+    loop = {"steps": 7, "train_batch": 4, "train_length": 12, "lr": 2e-3}
+    results(tmp_path, "params=90%", seed=3, **losses, **loop, training="min_lr=1e-5,warmup=0.2,weight_decay=0.1")
+    (how,) = asked
+    assert (how["seed"], how["train_length"]) == (3, 12)
+    assert {name: getattr(how["losses"], name) for name in losses} == losses
+    assert (how["training"].steps, how["training"].batch) == (7, 4)
+    assert {name: getattr(how["training"], name) for name in rates} == rates
 
 
 def test_a_latency_is_met_on_the_clock(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import weakref
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 
@@ -322,6 +323,44 @@ def test_a_pattern_is_no_budget_of_units(tmp_path, budget):
         results(tmp_path, ["params=90%", budget])
 
 
+def test_recovery_is_as_it_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(ziplm.distillation, "distil", lambda *given, **how: asked.append(how))
+    losses = {"task": 0.25, "logit": 0.5, "token": 0.75, "temperature": 3.0}
+    rates = {"lr": 2e-3, "min_lr": 1e-5, "warmup": 0.2, "weight_decay": 0.1}
+    loop = {"steps": 7, "train_batch": 4, "train_length": 12, "lr": 2e-3, "weight_decay": 0.1}
+    results(tmp_path, ["params=85%"], "llama", seed=3, trials=0, **losses, **loop, training="min_lr=1e-5,warmup=0.2")
+    (how,) = asked
+    assert (how["seed"], how["train_length"]) == (3, 12)
+    assert {name: getattr(how["losses"], name) for name in losses} == losses
+    assert (how["training"].steps, how["training"].batch) == (7, 4)
+    assert {name: getattr(how["training"], name) for name in rates} == rates
+
+
+def test_sequences_and_trials_are_those_of_the_seed_and_the_length_that_are_asked_for(tmp_path, monkeypatch):
+    asked, make, seek = [], ziplm.make_feed, ziplm.search_coefficients
+    monkeypatch.setattr(ziplm, "make_feed", lambda *given, **how: asked.append(how) or make(*given, **how))
+    monkeypatch.setattr(ziplm, "search_coefficients", lambda *given: asked.append(given[-2:]) or seek(*given))
+    results(tmp_path, ["params=85%"], seed=3, train_length=12, trials=2)
+    assert asked == [{"length": 12, "seed": 3}, (2, 3)]
+
+
+def test_costs_are_those_of_the_environment_that_is_asked_for(tmp_path):
+    (found,) = results(tmp_path, ["params=85%"], "llama", batch=4, length=24, trials=0)
+    assert found.predicted == found.subject.units(batch=4, length=24).cost()
+
+
+def test_how_near_and_how_often_the_clock_looks_is_as_asked(tmp_path, monkeypatch):
+    seen, meet = [], ziplm.timing.meet_target
+    monkeypatch.setattr(ziplm.timing, "time_blocks", lambda *given, **_: seen.append(given[-1]) or TABLE)
+    monkeypatch.setattr(ziplm.timing, "time_share", lambda *_, clock, **__: seen.append(clock) or 0.5)
+    monkeypatch.setattr(ziplm.timing, "meet_target", lambda *given, **how: seen.append(how) or meet(*given, **how))
+    results(tmp_path, ["speedup=2x"], tolerance=0.3, corrections=2, timings=7)
+    clock = ziplm.Clock(tolerance=0.3, corrections=2, timings=7)
+    assert seen[:2] == [clock, {"tolerance": 0.3, "corrections": 2}]
+    assert set(seen[2:]) == {clock}
+
+
 def test_losses_that_weigh_nothing_are_refused_before_anything_is_scored(tmp_path):
     with pytest.raises(InputError, match="task=0, logit=0, token=0 leave nothing to learn by"):
         results(tmp_path, ["params=80%"], steps=2, logit=0.0, token=0.0)  # task is 0 for encoders unless given
@@ -375,6 +414,77 @@ def test_a_database_that_is_kept_serves_the_next_call(tmp_path, monkeypatch):
     for name, tensor in plain.subject.model.state_dict().items():
         assert torch.equal(tensor, first.subject.model.state_dict()[name])
         assert torch.equal(tensor, second.subject.model.state_dict()[name])
+
+
+def spy_on_search(
+    monkeypatch, whole: Transformer, start: Transformer, base: dict, items: list
+) -> tuple[dict, Callable]:
+    """Site -> where the search starts, and the loss that it judges levels by."""
+    given, search = [], ziplm.search.coefficients
+
+    def spy(propose, evaluate, *rest, scale, **options):
+        given.extend((dict(zip(base, scale, strict=True)), evaluate))
+        return search(propose, evaluate, *rest, scale=scale, **options)
+
+    limit = {"params": 0.7 * start.units().cost()["params"]}
+    solve = partial(ziplm.choose_levels, start.units("heads", "neurons"), None, base, limit, 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(ziplm.search, "coefficients", spy)
+        ziplm.search_coefficients(whole, start, base, solve, items, 1, 0)
+    return given[0], given[1]
+
+
+def test_a_later_search_counts_what_is_lost_beside_what_the_student_has_lost_already(monkeypatch):
+    """Against the original, of which the student is far: a site that adds nothing weighs nothing all the same."""
+    whole = subject()
+    start, _ = whole.cut(Selection({"layers.0.neurons": np.arange(64) < 16, "layers.1.heads": np.arange(4) < 1}))
+    last = [site for site in start.consumers() if site.endswith("neurons")][-1]
+    with torch.no_grad():
+        start.model.get_submodule(start.consumers()[last].module).weight.mul_(1e-4)
+    items, asked, distance = batches(start, 2), [], ziplm.objectives.distance
+    monkeypatch.setattr(
+        ziplm.objectives, "distance", lambda *given, **how: asked.append(given[:2]) or distance(*given, **how)
+    )
+    scale, _ = spy_on_search(monkeypatch, whole, start, swept(start), items)
+    assert scale[last] == min(scale.values()) < 0.01
+    assert all(weight > 0.1 for site, weight in scale.items() if site.endswith("heads"))
+    with torch.no_grad():
+        answers = [whole.forward(item).prediction for item in items]
+        students = [start.forward(item).prediction for item in items]
+    assert all(torch.equal(said, answers[place % 2]) for place, (_, said) in enumerate(asked))
+    assert all(torch.equal(said, own) for (said, _), own in zip(asked, students, strict=False))
+
+
+def test_every_sequence_counts_alike_in_the_search_also_those_of_a_smaller_batch(monkeypatch):
+    start = subject()
+    base, (item,) = swept(start), batches(start)
+    parts = [{name: tensor[rows] for name, tensor in item.items()} for rows in (slice(0, 13), slice(13, 16))]
+    site, losses = next(iter(base)), []
+    for items in (parts[:1], parts[1:], parts):
+        _, evaluate = spy_on_search(monkeypatch, start, start, base, items)
+        losses.append(evaluate({site: base[site].levels[-1]}))
+    large, small, both = losses
+    assert both == pytest.approx((13 * large + 3 * small) / 16)
+    assert both != pytest.approx((large + small) / 2, rel=1e-3)
+
+
+def test_of_budgets_of_two_measures_the_one_whose_tightest_is_loosest_is_first(tmp_path):
+    found = results(tmp_path, ["params=95%,kv_cache=50%", "params=85%,kv_cache=90%"], "llama", trials=0)
+    assert [one.name for one in found] == ["params=85%,kv_cache=90%", "params=95%,kv_cache=50%"]
+
+
+def test_what_the_clock_adds_to_the_table_is_predicted(tmp_path, monkeypatch):
+    """A second that the table does not know."""
+
+    def seconds(model: Transformer) -> float:
+        return 1.0 + sum(width.heads / 4 + width.neurons / 32 for width in model.widths())
+
+    monkeypatch.setattr(ziplm.timing, "time_blocks", lambda *_, **__: TABLE)
+    monkeypatch.setattr(ziplm.timing, "time_share", lambda whole, student, **_: (seconds(student) + 1) / seconds(whole))
+    (found,) = results(tmp_path, ["speedup=2x"], tolerance=0.05)
+    assert found.predicted["latency"] == pytest.approx(seconds(found.subject) + 1)
+    assert found.predicted["speedup"] == pytest.approx(10 / found.predicted["latency"])
+    assert found.predicted["speedup"] > 1.9
 
 
 def toy(_):

@@ -155,6 +155,32 @@ def test_branches_train_as_they_are_told_to(tmp_path):
     assert extra == pytest.approx(plain.recovery.flops / plain.recovery.tokens + 3 * 2 * added)
 
 
+def test_training_and_its_pull_are_as_they_are_asked_for(tmp_path, monkeypatch):
+    asked, real = [], ast.loop.train
+    monkeypatch.setattr(ast.loop, "train", lambda *given, **how: asked.append((given[3], how)) or real(*given, **how))
+    (found,) = results(tmp_path, "pattern=2:4", decay=0.3, ramp=0.75)
+    assert "decoupled_adamw(decay=0.3, ramp=9, " in found.recovery.settings["optimizer"]
+    ((training, how),) = asked
+    assert training.schedule == "cosine-zero"
+    assert how["dropout"] is False
+
+
+def test_branches_start_as_they_are_told_to(tmp_path):
+    def start(init: str, seed: int = 0) -> low_rank.Branch:
+        place = tmp_path / f"{init}-{seed}"
+        (found,) = results(place, "pattern=2:4", steps=0, slorb=8, slorb_init=init, seed=seed)
+        return next(iter(low_rank.find_branches(found.subject.model).values()))
+
+    mean, total, drawn, again, other = (
+        start(*how) for how in (("mean",), ("sum",), ("xavier", 1), ("xavier", 1), ("xavier", 2))
+    )
+    assert torch.equal(mean.X, total.X)
+    torch.testing.assert_close(total.S, 8 * mean.S)
+    assert not drawn.S.any()
+    assert torch.equal(drawn.X, again.X)
+    assert not torch.equal(drawn.X, other.X)
+
+
 def test_packed_experts_have_masks_and_no_branches(tmp_path):
     torch.manual_seed(0)
     sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4)

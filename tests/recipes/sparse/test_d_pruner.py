@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import tiny
 import toys
@@ -280,6 +280,17 @@ def test_the_cubic_term_and_the_settings_of_the_general_pass_are_used(tmp_path, 
     assert not same(found[0], found[2])
 
 
+def test_the_descent_is_as_it_is_asked_for(tmp_path, monkeypatch):
+    asked, real = [], d_pruner.dual_importance
+    monkeypatch.setattr(d_pruner, "dual_importance", lambda *given, **how: asked.append(how) or real(*given, **how))
+    how = {"clip": 0.5, "warmup": 0.25, "lr": 0.02, "recompute": True}
+    results(tmp_path / "a", "weights=50%", general_weight=0, **how)
+    results(tmp_path / "b", "weights=50%", general_weight=0, clip=0.0)
+    first, second = asked
+    assert {name: first[name] for name in how} == how
+    assert second["clip"] is None
+
+
 def test_recomputed_layers_and_padded_prompts_score_alike(tmp_path):
     plain, _ = scored(tmp_path, batches(3), name="a")
     again, _ = scored(tmp_path, batches(3), name="b", recompute=True)
@@ -301,6 +312,29 @@ def test_general_importance_is_sparsegpts_score_as_it_goes(tmp_path, general):
         assert torch.allclose(G[name], first.matrices[name].weight.square() / U.diagonal().square(), rtol=1e-4), name
     assert G.keys() == views(model).keys()
     assert all(bool((score >= 0).all()) and score.shape == views(model)[name].shape for name, score in G.items())
+
+
+def test_general_importance_is_taken_128_columns_at_a_time_behind_the_corrections_of_those_before(tmp_path, general):
+    """A matrix of 160 inputs by hand: of the first 128 half go, what they took moves on, and the rest is scored."""
+    torch.manual_seed(0)
+    shape = dict(hidden_size=32, intermediate_size=160, num_hidden_layers=1, num_attention_heads=4)
+    made = LlamaForCausalLM(LlamaConfig(vocab_size=len(tiny.tokenizer()), **shape)).eval()
+    model = open_subject(made, tokenizer=tiny.tokenizer())
+    results(tmp_path / "a", "weights=50%", model=model, general=general, by="general", general_share=0.5)
+    name = f"{model.layers()[0]}.mlp.down_proj.weight"
+    G = d_pruner.open_scores(tmp_path / "a" / "work" / "general", model.layers())(name)
+    train, _ = d_pruner.hold_out(texts.read(general), 0)
+    windows, _ = texts.windows(train, model.tokenizer, 16, 16, seed=0)
+    first = next(blocks.visit(model, windows, tmp_path / "visit", store=False))
+    U = obs.factor(first.read(hessian.Moments)[name].value(name), 0.01)
+    W, scales = first.matrices[name].weight.clone(), U.diagonal().square()
+    scores = W[:, :128].square() / scales[:128]
+    torch.testing.assert_close(G[:, :128], scores, rtol=1e-3, atol=1e-9)
+    stays = weights.best(scores, 0.5, "matrix")
+    for column in range(128):
+        error = torch.where(stays[:, column], 0.0, W[:, column]) / U[column, column]
+        W[:, column:] -= error[:, None] * U[column, column:]
+    torch.testing.assert_close(G[:, 128:], W[:, 128:].square() / scales[128:], rtol=1e-3, atol=1e-9)
 
 
 def test_dead_columns_are_worth_nothing_and_white_inputs_rank_like_magnitude(tmp_path, monkeypatch):
@@ -401,6 +435,15 @@ def test_experts_that_the_domain_never_reaches_rank_by_magnitude(tmp_path):
     assert told["unseen"] == 3  # nothing comes back to gate and up, and a weight of zero is worth zero
     notes = d_pruner.describe_descent(told, "texts", 16, few=False)
     assert any("3 matrices got no gradient" in note for note in notes)
+
+
+def test_experts_of_fewer_general_tokens_than_the_floor_are_told(tmp_path, general):
+    model = open_subject(tiny.mixture(), tokenizer=tiny.tokenizer())
+    how = {"model": model, "general": general, "by": "general"}
+    for floor, many in ((1, False), (10**6, True)):
+        (found,) = results(tmp_path / str(floor), "weights=50%", floor=floor, **how)
+        told = [f"matrices of experts saw fewer than {floor} general tokens" in note for note in found.notes]
+        assert any(told) is many
 
 
 def test_a_streamed_model_takes_dual_scores_of_an_earlier_run(tmp_path, general):

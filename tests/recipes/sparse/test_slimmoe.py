@@ -525,6 +525,108 @@ def test_training_is_the_originals_and_each_stage_but_the_last_stops_at_its_peak
     assert len(rates) == 2
 
 
+def scored_by(subject: Moe, data: texts.Corpus, seed: int = 0, **scoring: Any) -> dict[str, torch.Tensor]:
+    fixed: dict[str, Any] = {"kv_groups": 0, "shared": 1.0, "dense": 1.0, "divisor": 8, "slim": "neurons"}
+    units, _ = recipe.plan_stage(subject, subject, share=0.5, last=True, batch=1, length=16, **fixed)
+    samples = remember(subject, texts.windows(data, subject.tokenizer, 8, 16)[0])
+    return recipe.scores(subject, subject, units, samples, scoring=recipe.Scoring(**scoring), seed=seed)
+
+
+def test_sites_that_a_score_of_ones_own_leaves_out_are_ranked_by_the_loss_that_is_asked_for(
+    subject: Moe, data: texts.Corpus, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text("def none(subject, batches):\n    return {}\n")
+    found = scored_by(subject, data, score=f"{tmp_path}/own.py:none", loss="task")
+    by_task, truncated = scored_by(subject, data, loss="task"), scored_by(subject, data)
+    for site, score in found.items():
+        assert torch.equal(score, by_task[site])
+        assert not torch.equal(score, truncated[site])
+
+
+def test_a_seed_draws_its_own_random_scores(subject: Moe, data: texts.Corpus) -> None:
+    first, again, other = (scored_by(subject, data, seed, score="random") for seed in (3, 3, 4))
+    assert all(torch.equal(score, again[site]) for site, score in first.items())
+    assert not any(torch.equal(score, other[site]) for site, score in first.items())
+
+
+def test_experts_are_balanced_by_the_originals_own_weight_unless_another_is_given(subject: Moe) -> None:
+    student = subject.copy()
+    student.model.config.router_aux_loss_coef = 0.25
+    batch = subject.example(2, 12)
+    loss = {}
+    for balance in (None, 0.25, 0.0):
+        objective = recipe.Distilling(balance=balance).objective(student, subject)
+        loss[balance] = float(objective(batch, recipe.objectives.count(batch))[0].detach())
+    assert loss[None] == loss[0.25] > loss[0.0] + 0.1
+
+
+def test_what_is_remembered_of_the_original_is_of_the_temperature_of_the_loss(
+    subject: Moe, data: texts.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, real = list[float](), recipe.distillation.teachers.join_topk
+
+    def join(*rest: Any, **how: Any) -> Any:
+        asked.append(how["temperature"])
+        return real(*rest, **how)
+
+    monkeypatch.setattr(recipe.distillation.teachers, "join_topk", join)
+    run(subject, data, tmp_path, stages="1", steps=1, cache=4, temperature=3.0)
+    assert asked == [3.0]
+
+
+def test_a_stage_reads_on_behind_all_micro_batches_of_the_one_before(
+    subject: Moe, data: texts.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = list[list[torch.Tensor]]()
+
+    def train(model: Any, batches: Any, objective: Any, training: Training, **options: Any) -> Recovery:
+        read.append([batches[number]["input_ids"] for number in range(6)])
+        return Recovery(training.steps)
+
+    monkeypatch.setattr(loop, "train", train)
+    options = {"stages": "66%,34%", "tokens": "50%,50%", "steps": 4, "training": "accumulate=2"}
+    run(subject, data, tmp_path, "params=80%", **options)
+    first, second = read
+    assert all(torch.equal(*both) for both in zip(first[4:], second, strict=False))  # two steps of two micro-batches
+    assert not torch.equal(first[2], second[0])
+
+
+def test_texts_and_training_are_as_they_are_asked_for(
+    subject: Moe, data: texts.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed, trained, feed = list[dict[str, Any]](), list[tuple[Any, ...]](), recipe.calibration.make_feed
+
+    def make_feed(*given: Any, **how: Any) -> Any:
+        fed.append(how)
+        return feed(*given, **how)
+
+    def train(model: Any, batches: Any, objective: Any, training: Training, **options: Any) -> Recovery:
+        trained.append((training.warmup, training.weight_decay, options["seed"]))
+        return Recovery(training.steps)
+
+    monkeypatch.setattr(recipe.calibration, "make_feed", make_feed)
+    monkeypatch.setattr(loop, "train", train)
+    run(subject, data, tmp_path, stages="1", steps=4, seed=3, warmup=0.25, training="weight_decay=0.1")
+    assert fed == [{"length": 16, "seed": 3}]
+    assert trained == [(0.25, 0.1, 3)]
+
+
+def test_costs_are_those_of_the_batch_that_is_asked_for(subject: Moe, data: texts.Corpus, tmp_path: Path) -> None:
+    found = run(subject, data, tmp_path, batch=4)
+    assert found.predicted == found.subject.units(batch=4, length=16).cost()
+    assert found.predicted != found.subject.units(batch=1, length=16).cost()
+
+
+def test_a_dry_run_trains_nothing_and_keeps_no_stage(
+    subject: Moe, data: texts.Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "train", lambda *_, **__: pytest.fail("trained"))
+    found = run(subject, data, tmp_path, steps=4, dry_run=True)
+    assert found.recovery is None
+    assert not found.stages
+    assert not list((tmp_path / "work").glob("stage-*"))
+
+
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
     return toys.language("mixtral", "params=70%", steps=0, length=16)

@@ -331,6 +331,42 @@ def test_the_weight_of_counts_and_the_settings_of_owl_are_used(tmp_path):
     assert same(result_of(tmp_path, spread=0.0).subject, result_of(tmp_path, method="wanda").subject)
 
 
+def test_rows_of_routers_are_compared_as_they_are_where_that_is_asked_for():
+    together = {index: torch.arange(64.0).reshape(8, 8) + index for index in taught().mixtures()}
+    for distance in ("router", "mixed"):
+        found = stun.expert_distances(taught(), together, stun.Distances(distance, normalise=False))
+        for index, mixture in taught().mixtures().items():
+            wanted = routing.row_distance(mixture.router.weight, normalised=False)
+            if distance == "mixed":
+                wanted = wanted + routing.meeting_distance(together[index])
+            assert torch.equal(found[index], wanted)
+
+
+def test_outliers_are_those_of_the_scores_that_weights_are_judged_by(tmp_path, monkeypatch):
+    asked, real = [], stun.blockwise.measure_outliers
+    monkeypatch.setattr(
+        stun.blockwise, "measure_outliers", lambda *given, **how: asked.append(how) or real(*given, **how)
+    )
+    result_of(tmp_path, routed=True, floor=3, times=4.0)
+    assert asked == [{"times": 4.0, "floor": 3, "routed": True}]
+
+
+def test_shares_of_blocks_have_the_mean_over_all_weights_that_the_budget_leaves(tmp_path, monkeypatch):
+    """A block of few experts has few weights, and counts for less."""
+    found, real = [], stun.allocate.spread
+    monkeypatch.setattr(
+        stun.allocate, "spread", lambda *given, **how: found.append((given[1], real(*given, **how))) or found[-1][1]
+    )
+    result = result_of(tmp_path, "weights=40%", experts=9)
+    sizes = [sum(m.weight.numel() for m in matrices(result.subject.model, [path]).values())
+             for path in result.subject.layers()]  # fmt: skip
+    assert max(sizes) > 1.2 * min(sizes)
+    ((mean, shares),) = found
+    assert max(shares) > min(shares)
+    assert np.average(shares, weights=sizes) == pytest.approx(mean)
+    assert mean == pytest.approx(0.4 * blocks.count(taught()) / sum(sizes))
+
+
 @pytest.mark.parametrize(("budget", "method"), [("weights=60%", "wanda"), ("pattern=2:4", "owl")])
 def test_outliers_are_looked_for_only_where_blocks_get_shares_of_their_own(tmp_path, monkeypatch, budget, method):
     """It is one more pass through all blocks."""
@@ -453,6 +489,12 @@ def test_neurons_go_by_what_they_add_and_no_more_than_the_budget_allows(tmp_path
     little = result_of(tmp_path, "weights=98%", subject=dense(), neurons=0.5)
     assert nonzero(matrices(little.subject.model, little.subject.layers())) <= 0.98 * blocks.count(dense())
     assert {width.neurons for width in little.subject.widths()} == {128}  # less than 8 of a layer
+
+
+def test_a_seed_draws_its_own_worth_of_neurons():
+    first, again, other = (stun.neuron_worths(dense(), [], "random", seed=seed) for seed in (3, 3, 4))
+    assert all(torch.equal(first[site], again[site]) for site in first)
+    assert not any(torch.equal(first[site], other[site]) for site in first)
 
 
 @pytest.mark.parametrize("how", [{"experts": 3}, {"uniform": True}, {"distance": "together"}, {"choose": "usage"}])

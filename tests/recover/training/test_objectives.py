@@ -508,3 +508,20 @@ def test_gradients_are_as_large_at_every_high_temperature(how, fused):
         told.append(ours.grad)
     assert told[0].norm() > 1e-3
     assert float(told[0].norm() / told[1].norm()) == pytest.approx(1.0, rel=0.05)
+
+
+def test_tokens_to_keep_and_old_scores_count_by_the_totals_of_a_step():
+    """By hand: one of two batches of a step, with a token that is not looked at, and a target in between."""
+    logits, scores = torch.randn(2, 3, 2), torch.tensor([1.0, -0.5])
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    batch = {name: torch.ones(2, 3, dtype=torch.long) for name in names} | {
+        "labels": torch.tensor([[1, 0, -100], [0, 1, 1]]),
+        "targets": torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.25, 1.0]]),
+        "scores": torch.tensor([0.0, 0.5]),
+    }
+    loss, parts = objectives.keeping_loss(lambda **given: (scores, logits), 0.25, batch, {"tokens": 10, "examples": 4})
+    keep, drop = logits.log_softmax(-1)[..., 1], logits.log_softmax(-1)[..., 0]
+    said = keep[0, 0] + drop[0, 1] + drop[1, 0] + 0.25 * keep[1, 1] + 0.75 * drop[1, 1] + keep[1, 2]
+    assert float(parts["keeping"]) == pytest.approx(float(-said) / 10)
+    assert float(parts["ranking"]) == pytest.approx((1.0 + 1.0) / 4)
+    assert float(loss) == pytest.approx(float(parts["keeping"]) + 0.25 * float(parts["ranking"]))
