@@ -29,3 +29,20 @@ def test_a_stage_of_no_epochs_is_none_and_the_weight_of_distilling_is_found_once
     assert taught.steps == 3, "two batches to an epoch, two batches to a step"
     assert (tmp_path / "work" / "alpha-a.json").exists()
     assert (tmp_path / "work" / "distil-a").is_dir()
+
+
+def test_distilling_is_as_large_a_share_of_the_loss_as_asked_for_unless_its_weight_is_given(tmp_path, monkeypatch):
+    weights, follow = [], detecting.follow
+    monkeypatch.setattr(
+        detecting, "follow", lambda *given, **how: weights.append(how["weight"]) or follow(*given, **how)
+    )
+    student, teacher = subject(), subject()
+    student.model.stem.bn.weight.data *= 0.5
+    with Run.open(tmp_path, {}) as run:
+        stages = DetectorStages(run, examples.batches(DATA, batch=8, seed=0), Training(lr=1e-3))
+        for number, how in enumerate(({"share": 1.0}, {"share": 0.25}, {"weight": 3.0, "share": 0.25})):
+            stages.distil(student.copy(), teacher, student.model.taps, compare, 0.5, f"{number}", **how)
+    first, whole, again, quarter, given = weights
+    assert first == again == 1.0, "while the weight is looked for"
+    assert quarter == 0.25 * whole
+    assert given == 3.0

@@ -87,3 +87,12 @@ def test_what_is_read_of_an_answer():
     assert reads("> Answer: a b  | Chain: x - y - z\n**answer** :c")[2] == [("a b", "x - y - z"), ("c", "")]
     assert reads("Answer: a | b\nAnswer:  | Chain: x")[2] == [("else", "")]
     assert reads("." * chat.LONGEST + f"\nChain: {chain}\nAnswer: a")[::2] == (QUESTION, [("else", "")])
+
+
+def test_an_answer_that_can_not_be_read_is_asked_for_with_other_seeds():
+    """With the same one a server says the same again."""
+    model = Scripted("purple")
+    found = open_judge(Judging(llm=model), Similarity(None), 0.5, 5)
+    question = read_question(QUESTION, ["a", "b"], ["asthma", "tremor"], "")
+    found.choose(question, [Piece("", ("treats",)), Piece("", ("causes",))])
+    assert [seed for *_, seed in model.asked] == [5, 6, 7]

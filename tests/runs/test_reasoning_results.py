@@ -116,3 +116,16 @@ def test_answers_that_a_judge_gives_no_number_are_counted_and_draw_nothing(resul
     assert costs.rows[-1][:2] == ["wanda 80%", "–"]
     for curves in sheet.chart.panels.values():
         assert all(math.isfinite(figure.value) for curve in curves for _, figure in curve.points)
+
+
+def test_a_variant_is_compared_with_its_like_of_the_same_seed_which_is_taken_off(results):
+    (table,) = (one for one in results.sheet().tables if one.title.startswith("Traces, protected"))
+    (row,) = table.rows[1:]
+    assert row[0] == "wanda 60% traces"
+    assert row[1].startswith("+0.0")
+    assert row[2].startswith("+25.0"), "one of four more is right"
+
+
+def test_work_is_bytes_times_tokens(results):
+    slow = results.models[3][1]
+    assert results._cost(slow)["work"] == 40 * 12.5

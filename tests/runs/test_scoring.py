@@ -12,6 +12,7 @@ import tiny
 from chat_server import say, served
 from recipes.sparse.oneshot import data, taught
 from secateur.clients.completions import Local, Writing
+from secateur.data import texts
 from secateur.errors import InputError
 from secateur.methods.tasks import Item, Task
 from secateur.recover.quantization import quantise
@@ -124,3 +125,10 @@ def test_a_served_model_answers_by_its_url(tmp_path):
     assert (again.name, again.seconds) == ("other", found.seconds), "what was written once took its time then"
     with pytest.raises(InputError, match="names no model"):
         scoring.score_served("http://localhost:1/v1", [TASK], tmp_path)
+
+
+def test_models_are_measured_on_texts_that_none_is_calibrated_on():
+    held = scoring.Held.of(texts.read([f"text {number}" for number in range(40)]), 16)
+    parts = [set(part.texts) for part in (held.calibration(Config("wanda", "50%")), held.judged)]
+    assert sum(map(len, parts)) == 40
+    assert not parts[0] & parts[1]

@@ -17,7 +17,7 @@ from secateur.reports import sheet as pages
 from secateur.runs import scoring
 from secateur.runs.compression import DENSE, Config
 from secateur.studies import executor, kick
-from secateur.vocabulary import Selection
+from secateur.vocabulary import Figure, Selection
 
 QUICK = {"methods": ["magnitude", "rtn"], "sparsity": ["10%", "90%"], "patterns": ["2:4"], "bits": [8, 2], "length": 16}
 
@@ -258,3 +258,56 @@ def test_a_length_beyond_the_texts_is_refused_by_a_dry_run(place, tmp_path):
     with pytest.raises(DataError, match="less than one batch: 24 are needed"):
         scoring.check_texts(taught(), held, [Config("wanda", "50%")])
     scoring.check_texts(taught(), held, [Config("wanda", "0%"), Config("rtn", "8bit")])
+
+
+def measured(config, score, perplexity=0.0, params=0.0):
+    """A model with one score on `facts`, as studies have them."""
+    figures = {"perplexity": Figure(perplexity)} if perplexity else {}
+    lines = {"facts": [Line("facts", "0", 0, "", 1, True, "", score)]}
+    return config, False, scoring.Model(str(config), lines, figures, params)
+
+
+def test_a_frontier_is_of_the_mean_over_seeds_and_perplexity_has_to_hold_under_each():
+    task = Task("facts", (Item("0", "", ("x",)),))
+    models = [
+        measured(DENSE, 1.0, 10.0),
+        measured(Config("wanda", "20%"), 0.96, 10.5),
+        measured(Config("wanda", "20%", seed=1), 0.90, 11.5),
+        measured(Config("wanda", "10%"), 0.92, 10.9),
+        measured(Config("wanda", "10%", seed=1), 1.0, 10.9),
+        measured(Config("rtn", "3bit"), 0.5, 11.2),
+        measured(Config("rtn", "4bit"), 0.96, 10.9),
+    ]
+    pruned, rounded = kick.Kicked([task], models, 0.05).frontiers()
+    wanted = {"last": "10%", "first_failing": "20%"}
+    assert pruned["tasks"]["facts"] == wanted, "0.96 on average, and 0.93"
+    assert pruned["perplexity"] == wanted, "up by more than a tenth under one of two seeds"
+    assert rounded["tasks"]["facts"] == rounded["perplexity"] == {"last": "4bit", "first_failing": "3bit"}
+
+
+def test_the_sparse_model_of_the_same_size_is_compared_and_the_small_one_taken_off():
+    task = Task("facts", (Item("0", "", ("x",)),))
+    models = [
+        measured(DENSE, 1.0, params=100),
+        measured(Config("magnitude", "10%"), 1.0, params=90),
+        measured(Config("magnitude", "50%"), 0.75, params=50),
+        measured(Config("magnitude", "90%"), 0.0, params=10),
+        measured(Config("models/small"), 0.25, params=46),
+    ]
+    (table,) = (one for one in kick.Kicked([task], models, 0.05).sheet().tables if one.title.startswith("Large"))
+    (row,) = table.rows[1:]
+    assert row[:4] == ["small", "46", "magnitude 50%", "50"]
+    assert row[4].startswith("+50.0")
+
+
+def test_what_is_asked_for_reaches_the_models(place, monkeypatch):
+    seen, real = [], kick.score_model
+
+    def watch(subject, config, tasks, held, *given, **how):
+        seen.append((held.length, how["passes"], how["batch"]))
+        return real(subject, config, tasks, held, *given, **how)
+
+    monkeypatch.setattr(kick, "score_model", watch)
+    sheet = ask(place, "asked", methods=[], tolerance=0.3, length=12, passes=2, batch=7)
+    assert seen == [(12, 2, 7)]
+    assert sheet.figures["tolerance"] == 0.3

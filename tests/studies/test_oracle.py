@@ -274,3 +274,38 @@ def test_candidates_are_the_same_on_every_run(sheet, place):
         file = next(file for file in stored if file.parent.name == setting.folder)
         ids = [json.loads(line)["id"] for line in file.read_text().splitlines()]
         assert ids[:8] == [one.id for one in drawing.draw(setting, 8, {})]
+
+
+def test_what_is_asked_for_reaches_candidates_and_retrainings(tmp_path, monkeypatch):
+    trained, tasks, scored = [], [], []
+    retrain, make, choose = retraining.retrain, drawing.make_task, drawing.choose
+
+    def watch(models, task, training, *, seed, last, together):
+        trained.append((training.epochs, seed, last))
+        return retrain(models, task, training, seed=seed, last=last, together=together)
+
+    monkeypatch.setattr(retraining, "retrain", watch)
+    monkeypatch.setattr(drawing, "make_task", lambda *given, **how: tasks.append(make(*given, **how)) or tasks[-1])
+    monkeypatch.setattr(drawing, "choose", lambda *given, **how: scored.append(choose(*given, **how)) or scored[-1])
+    how = {
+        "layers": ["1"],
+        "candidates": 4,
+        "around": 2,
+        "repeats": 1,
+        "epochs": 4,
+        "short": 0.25,
+        "last": 3,
+        "seed": 4,
+    }
+    ask(tmp_path, **how)
+    assert set(trained) == {(1.0, 5000, 1), (4, 5001, 3)}
+    train, held = nets.data(120).split(0.2, seed=4)
+    assert all((one.train.digest, one.judged.digest) == (train.digest, held.digest) for one in tasks)
+    (setting,) = drawing.parse_settings(open_traced(network(), nets.data(4).inputs), ["1"], ["50%"])
+    wanted = drawing.draw(setting, 4, {"l1": scored[-1]}, around=2, seed=4)
+    rows = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [one.id for one in wanted]
+    assert {row["origin"] for row in rows} >= {"drawn", "near l1"}
+    for row in rows:
+        sums = sum(float(scored[-1][site][gone].sum()) for site, gone in row["removed"].items())
+        assert row["scores"]["l1"] == pytest.approx(sums)

@@ -283,3 +283,39 @@ def test_a_dry_run_counts_and_writes_nothing(place):
     sheet = ask(place, "dry", dry_run=True, diagnose=True, spans=10)
     assert sheet.figures == {"models": 5, "answers": 120, "gradients": 50}
     assert not (place / "dry").exists()
+
+
+def test_what_is_asked_for_reaches_the_tasks_that_are_made_and_the_traces(place, monkeypatch):
+    made, traced = [], []
+    write_puzzles, answer_prompts = puzzles.write_puzzles, reasoning.answer_prompts
+
+    def watch(folder, kinds, count, seed, *, how):
+        made.append((kinds, count, seed, how))
+        return write_puzzles(folder, kinds, count, seed, how=how)
+
+    def watch_traces(subject, source, folder, tokens, *, batch):
+        traced.append((tokens, batch))
+        return answer_prompts(subject, source, folder, tokens, batch=batch)
+
+    monkeypatch.setattr(puzzles, "write_puzzles", watch)
+    monkeypatch.setattr(reasoning, "answer_prompts", watch_traces)
+    how = {"items": 1, "tokens": 4, "temperature": 0.9, "task_seed": 5, "passes": 1, "samples": 3, "batch": 8}
+    given = {"traces": str(place / "traces.jsonl"), "write": str(place / "asked-tasks"), **how}
+    ask(place, "asked", methods=[], tasks=["facts"], **given)
+    assert len(made) > 1, "to be asked, and to be kept"
+    assert all(one == (["facts"], 1, 5, puzzles.Asking(4, 0.9, False)) for one in made)
+    assert traced == [(3 * 16, 8)]
+
+
+def test_bits_are_moved_where_there_are_fewer_and_more_to_move_to(place):
+    given = {"samples": 4, "traces": "", "protect": "", "dynamic": "ends", "seeds": (0,)}
+    grid = reasoning._make_grid(taught(), ["rtn"], [], [8, 4, 3, 2], **given)
+    assert [str(one) for one in grid if one.variant] == ["rtn 4bit dynamic", "rtn 3bit dynamic"]
+
+
+def test_a_diagnosis_is_made_as_asked_for(place, monkeypatch):
+    seen, real = [], reasoning.Manner
+    monkeypatch.setattr(reasoning, "Manner", lambda *given: seen.append(given) or real(*given))
+    how = {"verify": 1, "behaviours": str(place / "words.json"), "spans": 3, "share": 0.25}
+    ask(place, "manner", diagnose=True, methods=[], tasks=[str(place / "steps.jsonl")], **how)
+    assert seen == [(how["behaviours"], "", "", 3, 0.25, 1)]

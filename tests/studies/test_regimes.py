@@ -414,3 +414,43 @@ def test_folders_and_data_that_do_not_fit_leave_nothing(tmp_path):
         answered(tmp_path / "o", nets.opened(dense))
     assert not (tmp_path / "o").exists()
     assert siblings.prunable(dense, "matrices")
+
+
+def test_each_training_is_of_its_seed_its_part_and_its_rate(tmp_path, monkeypatch):
+    (tmp_path / "same.py").write_text("def same(inputs, draw):\n    return inputs\n")
+    learned, drawn, closed, shuffled = [], [], [], []
+    learn, fresh, close, shuffle = (
+        regimes.learn,
+        regimes.initialise.fresh,
+        regimes.close_smallest,
+        regimes.masks.shuffle,
+    )
+
+    def watch(model, part, training, **how):
+        judged = how.get("judged")
+        found = learn(model, part, training, **how)
+        learned.append((how["seed"], part.digest, judged and judged.digest, training.lr, how["augment"], found))
+        return found
+
+    monkeypatch.setattr(regimes, "learn", watch)
+    monkeypatch.setattr(regimes.initialise, "fresh", lambda net, *, seed: drawn.append(seed) or fresh(net, seed=seed))
+    monkeypatch.setattr(regimes, "close_smallest", lambda *given: closed.append(given[1:]) or close(*given))
+    monkeypatch.setattr(
+        regimes.masks, "shuffle", lambda given, *, seed: shuffled.append(seed) or shuffle(given, seed=seed)
+    )
+    how = {"epochs": 1, "temperatures": (0.5, 1), "densities": (0.3,), "seeds": (3,), "control": True}
+    more = {"allocation": "global", "retrain_epochs": 7, "retrain_lr": 0.02, "augment": f"{tmp_path / 'same.py'}:same"}
+    answered(tmp_path / "out", **how, **more)
+    train, held = (part.digest for part in nets.data(60).split(seed=3))
+    dense, *siblings = learned
+    assert dense[:4] == (3, train, None, 0.05)
+    assert [one[:4] for one in siblings] == [(seed, train, held, 0.02) for _ in range(4) for seed in (1, 2)]
+    assert all(one[4] is not None for one in learned), "all are augmented"
+    assert drawn == [3]
+    assert closed == [(0.3, "global")] * 4
+    assert shuffled == [3, 3]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text().splitlines()]
+    ends = [[error for _, error in one[5].settings["evaluations"]] for one in siblings]
+    assert all(len(errors) == 7 for errors in ends)
+    means = [sum(errors[-5:]) / 5 for errors in ends]
+    assert sorted(error for row in rows for error in row["errors"]) == pytest.approx(sorted(means))

@@ -21,6 +21,7 @@ from secateur._utils.rundir import Run, Transient
 from secateur.clients.chat import Local
 from secateur.clients.stores import Embedded, Endpoint
 from secateur.errors import InfeasibleError, InputError, ServerError
+from secateur.recipes.context import paths_over_graph as recipe
 from secateur.recipes.context.paths_over_graph import paths_over_graph
 from secateur.runs import keywords
 from secateur.subjects.graph.knowledge_graph import KnowledgeGraph
@@ -636,3 +637,52 @@ def test_questions_on_fifty_facts_are_answered_or_rightly_not(tmp_path):
     assert len(rows) == 24
     assert all(fine for question, _, fine in rows if question.kind == "none")
     assert sum(fine for *_, fine in rows) >= 18
+
+
+def test_the_seed_reaches_the_language_model_and_enough_the_judge_without_one():
+    model = Scripted(sensible)
+    told(graph(MEDICINE), QUESTION, llm=model, seed=9)
+    assert {seed for *_, seed in model.asked} == {9}
+    assert told(graph(MEDICINE), QUESTION)[1]["sufficient"]
+    assert not told(graph(MEDICINE), QUESTION, enough=1.5)[1]["sufficient"]
+
+
+@pytest.mark.parametrize("mode", ["12", "13"])
+def test_the_judge_sees_no_more_at_once_than_was_asked_for(mode):
+    model = Scripted(lambda prompt: "1, 2, 3" if prompt.startswith("Which of these") else "{No}")
+    how = {"mode": mode, "batch": 10, "supplement": False, "expand": False}
+    told(graph(many(60, 30)), "What does left cure that feeds right?", topics=["left", "right"], llm=model, **how)
+    choices = [prompt for prompt, *_ in model.asked if prompt.startswith("Which of these")]
+    listed = [len(re.findall(r"^\d+\. ", prompt.rpartition("Question:")[2], re.MULTILINE)) for prompt in choices]
+    assert max(listed) == 10
+
+
+def test_a_name_that_is_like_another_in_part_is_not_gone_through():
+    leaves = ("green leaf", "red leaf")
+    facts = [fact for leaf in leaves for fact in (("a1", "r", leaf), (leaf, "r", "b1"))]
+    result, _, _ = told(
+        graph(facts), "What is a1 r and b1?", indicator='"a1" - r - "leaf" - r - "b1"', supplement=False, expand=False
+    )
+    assert result.subject.to_text() == "a1 -[r]-> {green leaf, red leaf} -[r]-> b1"
+
+
+def test_bounds_on_what_is_read_are_those_asked_for_and_paths_are_looked_for_in_the_reduced_graph(monkeypatch):
+    read, looked = [], []
+    around, lead = recipe.Surroundings, recipe.lead_through
+    monkeypatch.setattr(recipe, "Surroundings", lambda *given, **how: read.append(how) or around(*given, **how))
+    monkeypatch.setattr(
+        recipe, "lead_through", lambda *given, **how: looked.append(len(given[1])) or lead(*given, **how)
+    )
+    for reduce in (True, False):
+        told(graph(MEDICINE), QUESTION, reading=500, hub=20, threads=2, reduce=reduce)
+    assert read == [{"most": 500, "hub": 20, "threads": 2}] * 2
+    reduced, whole = looked
+    assert reduced < whole
+
+
+@pytest.mark.parametrize(("guess", "phase"), [("Acme works", "supplement"), ("works", "topics")])
+def test_a_guess_that_is_like_a_name_in_part_leads_nowhere(guess, phase):
+    model = Scripted(lambda prompt: f"Answer: {guess} | Chain: none" if prompt.startswith("Guess") else "{No}")
+    here = graph([("salbutamol", "treats", "asthma"), ("Acme works", "makes", "salbutamol")])
+    _, found, _ = told(here, "Who is behind drugs of asthma?", topics=["asthma"], llm=model, start=1, expand=False)
+    assert found["phase"] == phase

@@ -623,3 +623,49 @@ def test_what_training_is_asked_for_is_in_force(tmp_path, files):
         results(out, files, training=training, epochs=1, tune_epochs=1, **few)
 
     trainings.check_options(run)
+
+
+def test_each_training_has_its_part_of_the_data_its_rate_and_its_attack(tmp_path, files, monkeypatch):
+    fits, radii, attacks = [], [], []
+    fit, classify, mark = module.fit, module.transfer.classify, module.mark_correct
+
+    def watch(model, data, training, **how):
+        rate, epochs = training.number("lr"), how.get("epochs", training.number("epochs"))
+        fits.append((data, how.get("judged"), rate, epochs, how["seed"]))
+        return fit(model, data, training, **how)
+
+    monkeypatch.setattr(module, "fit", watch)
+    monkeypatch.setattr(
+        module.transfer, "classify", lambda *given, **how: radii.append(how.get("radius")) or classify(*given, **how)
+    )
+    monkeypatch.setattr(
+        module, "mark_correct", lambda *given, **how: attacks.append("attack" in how) or mark(*given, **how)
+    )
+    epochs = {"surrogate_epochs": 0.5, "epochs": 0.25, "probe_epochs": 0.75, "tune_epochs": 1.0}
+    results(tmp_path, files, attack=0.1, seed=3, validation=0.25, probe_lr=0.03, tune_lr=2e-3, **epochs)
+    ours, validating = source().parts(0.25, seed=3)
+    whole, kept = (
+        source().take(ours),
+        {*ExampleSet.load(source(), tmp_path / "work/subset-classes=50%/train").class_numbers},
+    )
+    (scored, _, *scoring), (learned, judged, *pretraining), (_, _, *probing), (_, _, *tuning) = fits
+    assert scored.digest == whole.digest, "nothing of the validation part"
+    assert set(learned.labels.tolist()) == set(judged.labels.tolist()) == kept
+    inside = np.isin(source().labels[validating], list(kept))
+    assert torch.equal(judged.inputs, source().inputs[validating[inside]])
+    assert scoring == [0.05, 0.5, 3]
+    assert (pretraining, probing, tuning) == ([0.05, 0.25, 3], [0.03, 0.75, 3], [2e-3, 1.0, 3])
+    assert [radius for radius in radii if radius is not None] == [0.1, 0.1], "of pre-training and of fine-tuning"
+    assert attacks == [False, True, False, True]
+
+
+def test_clusters_are_of_what_is_learned_and_drawn_by_the_seed(monkeypatch):
+    seen, kmeans = [], votes.kmeans
+
+    def watch(rows, count, *, seed):
+        seen.append((len(rows), seed))
+        return kmeans(rows, count, seed=seed)
+
+    monkeypatch.setattr(votes, "kmeans", watch)
+    voted(replace(source(), labels=None), mapping="feature", clusters=4, seed=3)
+    assert seen == [(len(source().parts(0.1, seed=0)[0]), 3)]

@@ -722,3 +722,50 @@ def test_what_training_is_asked_for_is_in_force_in_the_trainings_of_scores_too(t
 
     teacher(0.0)  # which has learned before that
     trainings.check_options(run)
+
+
+def test_alpha_is_judged_on_examples_that_no_trial_learns():
+    whole, search = ExampleSet(DATA), module.Search(held=0.25)
+    seen, judged = module.part_for_search(whole, search, 3)
+    rows = {tuple(row.flatten().tolist()) for row in seen.data.inputs}
+    assert (len(seen), len(judged)) == (180, 60)
+    assert not any(tuple(row.flatten().tolist()) in rows for row in judged.inputs)
+    assert not torch.equal(judged.inputs, module.part_for_search(whole, search, 4)[1].inputs), "another seed, another"
+
+
+def test_what_is_asked_for_reaches_trials_and_students(tmp_path, monkeypatch):
+    teacher(0.0)  # which has been trained before that
+    learned, chosen_by, fed = [], [], []
+    learn, select, batches = module.train_student, module.select_examples, module.examples.batches
+
+    def watch(data, said, alpha, **how):
+        learned.append((alpha, how["seed"], how["temperature"]))
+        return learn(data, said, alpha, **how)
+
+    monkeypatch.setattr(module, "train_student", watch)
+    monkeypatch.setattr(
+        module, "select_examples", lambda *a, **how: chosen_by.append(how["balanced"]) or select(*a, **how)
+    )
+    monkeypatch.setattr(module.examples, "batches", lambda data, **how: fed.append(how["seed"]) or batches(data, **how))
+    how = {"tried": (0.5,), "trials": 2, "epochs": 0.2, "temperature": 2.5, "balanced": False, "seed": 6}
+    (found,) = results(tmp_path, alpha="auto", **how)
+    alpha = float(found.notes[0].split("alpha ")[1])
+    trials = [(weight, seed, 2.5) for weight in module.WEIGHTS for seed in (6, 7)]
+    assert learned == [*trials, (alpha, 6, 2.5)]
+    assert fed == [seed for _, seed, _ in learned]
+    assert not any(chosen_by)
+
+
+def test_scores_are_of_as_many_trainings_and_epochs_as_asked_for_and_chance_has_the_seed(tmp_path, monkeypatch):
+    rated, rate = [], module.score_by_training
+
+    def watch(*given, epochs, seed, number):
+        rated.append((epochs, seed, number))
+        return rate(*given, epochs=epochs, seed=seed, number=number)
+
+    monkeypatch.setattr(module, "score_by_training", watch)
+    results(tmp_path / "el2n", score="el2n", runs=2, score_epochs=0.2, seed=6, dry_run=True)
+    assert rated == [(0.2, 6, 0), (0.2, 6, 1)]
+    kept = [results(tmp_path / f"{seed}", seed=seed, epochs=0.1)[0].name for seed in (0, 1)]
+    parts = [ExampleSet.load(DATA, tmp_path / f"{seed}" / "work" / f"kept-{name}") for seed, name in enumerate(kept)]
+    assert parts[0].kept.tolist() != parts[1].kept.tolist()

@@ -453,3 +453,57 @@ def test_a_collapsed_stage_stands_in_the_notes(tmp_path, monkeypatch):
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
     return toys.classifier(epochs=6, batch=24)
+
+
+def test_gates_are_asked_on_what_was_learned_and_accuracies_are_of_what_was_held_out(tmp_path, monkeypatch):
+    asked, judged, seen = [], [], []
+    ask, accuracy, batches = recipe.ask, recipe._accuracy, recipe.examples.batches
+    monkeypatch.setattr(recipe, "ask", lambda *given: asked.append(given[2].digest) or ask(*given))
+    monkeypatch.setattr(recipe, "_accuracy", lambda *given: judged.append(given[1].digest) or accuracy(*given))
+    monkeypatch.setattr(
+        recipe.examples, "batches", lambda part, **how: seen.append((part.digest, how["seed"])) or batches(part, **how)
+    )
+    monkeypatch.setattr(recipe.norms, "reestimate", lambda model, run, feed: seen.append(feed.data.digest))
+    results(tmp_path, ["params=60%"], mode="layer", dry_run=True, seed=3)  # gates that start open are overruled
+    train, held = (part.digest for part in data().split(seed=3))
+    assert asked == [train]
+    assert judged == [held] * 3
+    assert seen == [(train, 3), train]
+
+
+def test_what_is_asked_for_reaches_the_gates_and_the_loss(tmp_path, monkeypatch):
+    gates, losses = [], []
+    gate, loss = recipe.gate, recipe.loss
+    monkeypatch.setattr(recipe, "gate", lambda *given, **how: gates.append((given[1:], how)) or gate(*given, **how))
+    monkeypatch.setattr(recipe, "loss", lambda *given, **how: losses.append(how) or loss(*given, **how))
+    shape = {"hidden": 5, "bias": 2.0, "leak": 0.1}
+    weights = {"activation": 2.5, "polarization": 1.5, "open_for": 0.0, "ramp": 0.25}
+    results(tmp_path, ["params=60%"], mode="layer", epochs=0.1, units=["2*", "3*"], seed=3, **shape, **weights)
+    assert gates == [(("layer", ["2*", "3*"]), {"multiple": 1, "seed": 3, **shape})]
+    assert losses
+    assert all({name: one[name] for name in weights} == weights for one in losses)
+
+
+@pytest.mark.parametrize(
+    ("often", "sure", "budget", "threshold", "kept"),
+    [
+        ([1.0, 0.75, 0.625, 0.25], [0.0] * 4, "params=90%", 0.5, [True, True, True, False]),
+        ([1.0, 0.75, 0.625, 0.25], [0.0] * 4, "params=90%", 0.7, [True, True, False, False]),
+        ([1.0] * 4, [3.0, -2.0, 1.0, 2.0], "params=80%", 0.5, [True, False, True, True]),
+    ],
+    ids=["half", "more than half", "the least sure of equals goes"],
+)
+def test_branches_stay_by_how_often_and_then_by_how_surely_they_are_on(
+    tmp_path, monkeypatch, often, sure, budget, threshold, kept
+):
+    def ask(model, doors, some, batch):
+        places = list(doors.places)
+        on = {name: torch.arange(8)[:, None] < 8 * share for name, share in zip(places, often, strict=True)}
+        return Votes.of({name: row.float() for name, row in on.items()}), {
+            name: torch.tensor([value], dtype=torch.float64) for name, value in zip(places, sure, strict=True)
+        }
+
+    monkeypatch.setattr(recipe, "ask", ask)
+    results(tmp_path, [budget], mode="layer", threshold=threshold, dry_run=True)
+    (file,) = tmp_path.rglob("gates-*.json")
+    assert list(json.loads(file.read_text())["branches"].values()) == kept

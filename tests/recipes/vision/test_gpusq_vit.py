@@ -413,3 +413,36 @@ def toy(_):
     return toys.classifier(
         "pattern=2:4", vit=True, epochs=1, quantise_epochs=1, batch=24, lr=1e-3, quantise_lr=2e-4, least=8
     )
+
+
+def test_what_is_asked_for_reaches_both_trainings_and_the_ranges(tmp_path, monkeypatch):
+    analysed()  # which has been trained before that
+    lessons, trained, fed, ranged, still = [], [], [], [], []
+    lesson, train, batches = module.mixed.objective, module.loop.train, module.examples.batches
+    calibrate, freeze = module.qat.calibrate, module.qat.frozen
+
+    def watch(student, feed, objective, training, **how):
+        trained.append((training.number("epochs"), training.number("lr"), how["seed"], how["dropout"]))
+        return train(student, feed, objective, training, **how)
+
+    monkeypatch.setattr(module.loop, "train", watch)
+    monkeypatch.setattr(module.mixed, "objective", lambda *nets, **how: lessons.append(how) or lesson(*nets, **how))
+    monkeypatch.setattr(module.examples, "batches", lambda data, **how: fed.append(how) or batches(data, **how))
+    monkeypatch.setattr(module.qat, "calibrate", lambda *a, **how: ranged.append(how["by"]) or calibrate(*a, **how))
+    monkeypatch.setattr(module.qat, "frozen", lambda net, **how: still.append(how["weights"]) or freeze(net, **how))
+    asked = {"temperature": 3.0, "disagreeing": 0.25, "labels": "teacher", "factors": (2.0, 3.0, 4.0)}
+    how = {"epochs": 0.2, "quantise_epochs": 0.4, "lr": 3e-3, "quantise_lr": 5e-4, "seed": 7, "settled": 0.25}
+    results(tmp_path, calibration="percentile", **asked, **how)
+    assert trained == [(0.2, 3e-3, 7, False), (0.4, 5e-4, 7, False)]
+    assert [{name: one[name] for name in asked} for one in lessons] == [asked, asked]
+    assert fed == [{"batch": 24, "seed": 7}]
+    assert ranged == ["percentile"]
+    assert still == [False, False, False, True, True], "scales are held in the last of four steps, and behind them"
+
+
+def test_pairs_stay_by_the_sum_of_their_squares():
+    layer = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[3.0, 0.0, 2.0, 2.05]]))
+    (mask,) = module.magnitude_masks(matrices(nn.Sequential(layer)), Form(2, 4, 2)).values()
+    assert mask.tolist() == [[True, True, False, False]]

@@ -626,3 +626,50 @@ def test_a_detector_of_ones_own_is_distilled(tmp_path):
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
     return toys.classifier(epochs=3, batch=24)
+
+
+def test_what_is_asked_for_reaches_the_terms_the_projector_and_the_training(tmp_path, monkeypatch):
+    analysed()  # which has been trained before that
+    terms, trained, drawn, fed, cuts = [], [], [], [], []
+    compose, train, adapter = module.compose.compose, module.loop.train, module.taps.adapter
+    batches, narrow = module.examples.batches, module.narrow
+
+    def watch(student, feed, objective, training, **how):
+        before = [value.clone() for one in how["extra"] for value in one.parameters()]
+        done = train(student, feed, objective, training, **how)
+        moved = [
+            not torch.equal(*pair)
+            for pair in zip(before, (p for one in how["extra"] for p in one.parameters()), strict=True)
+        ]
+        trained.append((training.warmup, how["seed"], len(moved), all(moved)))
+        return done
+
+    def watch_adapter(*given, **how):
+        drawn.append((adapter(*given, **how), how["dropout"]))
+        return drawn[-1][0]
+
+    monkeypatch.setattr(
+        module.compose, "compose", lambda given, *a, **how: terms.extend(given) or compose(given, *a, **how)
+    )
+    monkeypatch.setattr(module.loop, "train", watch)
+    monkeypatch.setattr(module.taps, "adapter", watch_adapter)
+    monkeypatch.setattr(module.examples, "batches", lambda data, **how: fed.append(how["seed"]) or batches(data, **how))
+    monkeypatch.setattr(module, "narrow", lambda *given: cuts.append(given[2:]) or narrow(*given))
+    weights = {"task": 0.5, "weight": 0.75, "nd": 3.0}
+    how = {"epochs": 1.0, "warmup": 0.0, "dropout": 0.25, "multiple": 2, "seed": 4, "keep_width": False}
+    results(tmp_path, optimizer="adamw", lr=0.01, **weights, **how)
+    assert {term.name: term.weight for term in terms} == {"labels": 0.5, "host": 0.75, "nd": 3.0}
+    assert trained == [(0.05, 4, 4, True)], "the projector's scales and its linear layer"
+    ((projector, dropout),) = drawn
+    assert (dropout, projector[1].p) == (0.25, 0.25)
+    assert fed == [4]
+    assert cuts == [((), 2)]
+
+
+def test_every_layer_loses_the_same_share_whatever_its_scale():
+    model = nets.vgg()
+    with torch.no_grad():
+        model[0].weight.mul_(100.0)
+        model[10 if isinstance(model[10], nn.Conv2d) else 7].weight.mul_(0.01)
+    _, cut, _ = module.narrow(opened(model), Budget.parse("channels=50%"), ())
+    assert {gone / count for gone, count in cut.removed.values()} == {0.5}

@@ -457,3 +457,39 @@ def test_masks_are_classes_to_learn(tmp_path: Path) -> None:
     losses = [value for _, value in result.recovery.losses]
     assert losses[-1] < losses[0], "255 counts nowhere, and what is labelled is learned"
     assert result.cut.after["params"] <= 0.7 * result.cut.before["params"]
+
+
+def test_what_is_asked_for_reaches_the_groups_and_the_optimiser(tmp_path, monkeypatch) -> None:
+    given, groups, seeds = list[dict[str, Any]](), list[dict[str, Any]](), list[int]()
+    sparse, of = recipe.GroupSparse, recipe.GroupBudget.of
+    batches, train = recipe.examples.batches, recipe.loop.train
+
+    def watch(*args: Any, **how: Any) -> Any:
+        seeds.append(how["seed"])
+        return train(*args, **how)
+
+    monkeypatch.setattr(recipe, "GroupSparse", lambda *args, **how: given.append(how) or sparse(*args, **how))
+    monkeypatch.setattr(
+        recipe.GroupBudget, "of", staticmethod(lambda *args, **how: groups.append(how) or of(*args, **how))
+    )
+    monkeypatch.setattr(
+        recipe.examples, "batches", lambda data, **how: seeds.append(how["seed"]) or batches(data, **how)
+    )
+    monkeypatch.setattr(recipe.loop, "train", watch)
+    how = {"method": "hesso", "momentum": 0.5, "periods": 3, "penalty": 0.02, "warm": 0.25, "span": 0.5, "seed": 5}
+    choice = {"scope": "global", "multiple": 2, "hierarchical": False}
+    quick(tmp_path, "channels=60%", epochs=2, **how, **choice)
+    wanted = {"method": "hesso", "momentum": 0.5, "periods": 3, "penalty": 0.02, "start": 3, "span": 6}
+    assert [{name: one[name] for name in wanted} for one in given] == [wanted], "of twelve steps"
+    assert groups == [choice] * 2, "before training and in it"
+    assert seeds == [5, 5]
+
+
+def test_the_original_teaches_where_there_are_no_classes(tmp_path, monkeypatch) -> None:
+    taught, real = [], recipe.objective
+    monkeypatch.setattr(recipe, "objective", lambda *given: taught.append(given[:2]) or real(*given))
+    start = subject()
+    quick(tmp_path, "channels=70%", Examples(bars().inputs), start, lr=0.01, epochs=1)
+    ((work, original),) = taught
+    assert original is start
+    assert work is not start

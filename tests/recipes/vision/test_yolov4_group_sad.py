@@ -13,7 +13,9 @@ import toys
 from recipes.vision import detecting, nets
 from recipes.vision.detecting import DATA, subject
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
+from secateur.methods.detector_stages import DetectorStages
 from secateur.recipes.vision import yolov4_group_sad as recipe
+from secateur.recover.distillation import maps
 from secateur.subjects.network import stages
 
 QUICK = {
@@ -218,3 +220,87 @@ def test_what_can_not_be_cut_after_all_shows_before_anything_is_trained(tmp_path
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
     return toys.detector(batch=8, layer_keep=0.0, least=2, sparse_epochs=1, finetune_epochs=2, distil_epochs=2)
+
+
+def test_the_detector_that_was_given_teaches_by_a_tenth_of_the_loss(tmp_path, monkeypatch):
+    seen, followed, fed, pressed = [], [], [], []
+    distil, compare, batches, press = (
+        DetectorStages.distil, recipe.spatial_attention, recipe.examples.batches, recipe.pressure,
+    )  # fmt: skip
+
+    def watch(self, student, teacher, *given, **how):
+        seen.append((copy.deepcopy(teacher.model.state_dict()), how))
+        return distil(self, student, teacher, *given, **how)
+
+    monkeypatch.setattr(DetectorStages, "distil", watch)
+    monkeypatch.setattr(recipe, "spatial_attention", lambda *given: followed.append(given[1]) or compare(*given))
+    monkeypatch.setattr(recipe, "pressure", lambda *given: pressed.append(given[2]) or press(*given))
+    monkeypatch.setattr(recipe.examples, "batches", lambda data, **how: fed.append(how["seed"]) or batches(data, **how))
+    dense = subject()
+    before = copy.deepcopy(dense.model.state_dict())
+    how = {"sparse_epochs": 0.5, "finetune_epochs": 0, "distil_epochs": 0.5, "lr": 0.01, "fractions": FRACTIONS}
+    rates = {"rate": 0.01, "switch": 0.7, "quantile": 0.3, "kept_rate": 0.5}
+    results(tmp_path, start=dense, foreground=True, temperature=5.0, seed=4, **how, **rates)
+    ((teacher, given),) = seen
+    assert all(torch.equal(value, teacher[name]) for name, value in before.items()), "as it was before sparse training"
+    assert (given["weight"], given["share"], given["temperature"]) == (None, 0.1, 5.0)
+    assert followed == [True]
+    assert fed == [4]
+    assert pressed == [recipe.TwoRates(**rates)]
+
+
+def test_the_switch_the_quantile_and_the_rate_of_kept_scales_are_those_asked_for():
+    dense = subject()
+    torch.manual_seed(0)
+    for module in dense.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.1, 1.0)
+    objective = recipe.pressure(dense, set(), recipe.TwoRates(rate=0.1, switch=0.7, quantile=0.25, kept_rate=0.5))
+    batch = {"inputs": DATA.inputs[:2], "targets": list(DATA.targets[:2])}
+    free = recipe.scales.prunable(dense.model, dense.slices())
+    sizes = torch.cat([gamma.detach().abs()[inside] for gamma, inside in free])
+    kept = sizes >= sizes.sort().values[int(0.25 * len(sizes))]
+    late = 0.1 * (0.5 * sizes[kept].sum() + sizes[~kept].sum())
+    for done, wanted in ((0.6, 0.1 * sizes.sum()), (0.8, late)):
+        _, parts = objective({**batch, "done": done}, {"examples": 2})
+        torch.testing.assert_close(parts["scales"], wanted, rtol=1e-4, atol=0)
+
+
+def test_the_scan_looks_at_as_many_batches_as_asked_for(tmp_path, monkeypatch):
+    seen, real = [], recipe.scan
+    monkeypatch.setattr(recipe, "scan", lambda *given: seen.append(len(given[3])) or real(*given))
+    results(tmp_path, batch=4, judged=3, dry_run=True)
+    assert seen == [3]
+
+
+def test_layers_before_a_pool_or_an_upsampling_go_where_that_is_allowed_and_widths_are_multiples(tmp_path):
+    how = {"fractions": [0.5] * 7, "dry_run": True}
+    spared = stages.feeders(subject().model, DATA.inputs[:1])
+    for feeders in (False, True):
+        (found,) = results(tmp_path / str(feeders), feeders=feeders, multiple=4, **how)
+        assert all((count - gone) % 4 == 0 for gone, count in found.cut.removed.values() if gone)
+        layers = {norm.removesuffix(".bn") for norm in spared}
+        gone = {layer for layer in layers for site, (less, _) in found.cut.removed.items() if less and layer in site}
+        assert (gone == layers) == feeders
+        assert feeders or not gone
+
+
+def test_each_part_of_the_detector_has_its_beta():
+    dense, image = subject(), DATA.inputs[:1]
+    taps, weights = recipe.attention_layers(dense, image, recipe.Attention(betas=(4.0, 2.0, 1.0)))
+    found = {tap: round(weight * 416**2 / 64**2, 6) for tap, weight in zip(taps, weights, strict=True)}
+    assert {found[tap] for tap in ("up3", "down4")} == {1.0}, "the neck"
+    assert found["down5"] == 2.0, "the deepest scale"
+    assert {beta for tap, beta in found.items() if tap.startswith(("stem", "stage2", "stage3", "stage4"))} == {4.0}
+
+
+def test_near_boxes_alone_the_rest_of_a_map_says_nothing():
+    torch.manual_seed(0)
+    image, (ours, theirs) = DATA.inputs[:1], torch.rand(2, 1, 3, 8, 8)
+    batch = {"inputs": image, "targets": [DATA.targets[0]]}
+    mask = maps.box_weights(batch["targets"], theirs, image, gains=(1.0, 1.0, 1.0), background=0.0)
+    assert 0 < float(mask.mean()) < 1
+    near = recipe.spatial_attention([2.0], True)([ours], [theirs], batch)
+    torch.testing.assert_close(near, 2 * maps.spatial_attention(ours, theirs, mask=mask))
+    whole = recipe.spatial_attention([2.0], False)([ours], [theirs], batch)
+    torch.testing.assert_close(whole, 2 * maps.spatial_attention(ours, theirs))

@@ -14,8 +14,11 @@ import yolo
 from recipes.vision import detecting, nets
 from recipes.vision.detecting import DATA, subject
 from secateur.errors import BudgetError, InfeasibleError, InputError, UnsupportedError
-from secateur.recipes.vision.yolov8_cwd import Penalty, histogram, pressure, yolov8_cwd
+from secateur.methods.detector_stages import DetectorStages
+from secateur.recipes.vision import yolov8_cwd as recipe
+from secateur.recipes.vision.yolov8_cwd import ChannelWise, Penalty, histogram, pressure, yolov8_cwd
 from secateur.recover.distillation import maps
+from secateur.recover.distillation.taps import Adapters
 from secateur.recover.training import loop
 from secateur.subjects.network import detectors
 
@@ -208,3 +211,68 @@ def test_layers_without_a_scale_stay_and_a_detector_without_any_is_refused(tmp_p
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
     return toys.detector(batch=8, least=2, sparse_epochs=4, finetune_epochs=6, distil_epochs=6)
+
+
+def test_the_detector_that_was_given_teaches_and_adapters_learn_along(tmp_path, monkeypatch):
+    seen, fed, distil, batches = [], [], DetectorStages.distil, recipe.examples.batches
+
+    def watch(self, student, teacher, *given, **how):
+        state = {name: value.clone() for name, value in how["extra"][0].state_dict().items()}
+        seen.append((student, copy.deepcopy(teacher.model.state_dict()), state, how))
+        return distil(self, student, teacher, *given, **how)
+
+    monkeypatch.setattr(DetectorStages, "distil", watch)
+    monkeypatch.setattr(recipe.examples, "batches", lambda data, **how: fed.append(how["seed"]) or batches(data, **how))
+    dense = subject()
+    before = copy.deepcopy(dense.model.state_dict())
+    how = {"sparse_epochs": 0.5, "finetune_epochs": 0, "distil_epochs": 0.5, "lr": 0.01, "alpha": 0.5, "softness": 5.0}
+    results(tmp_path, start=dense, seed=4, **how)
+    ((student, teacher, state, given),) = seen
+    assert all(torch.equal(value, teacher[name]) for name, value in before.items()), "as it was before sparse training"
+    assert (given["weight"], given["temperature"]) == (0.5, 5.0)
+    fresh = recipe.adapt_widths(student, dense, dense.model.taps, DATA.inputs[:1], 4).state_dict()
+    assert len(fresh) == 6, "three maps are wider in the teacher"
+    assert all(torch.equal(value, state[name]) for name, value in fresh.items()), "the seed draws them"
+    other = recipe.adapt_widths(student, dense, dense.model.taps, DATA.inputs[:1], 0).state_dict()
+    assert not any(torch.equal(value, other[name]) for name, value in fresh.items())
+    after = given["extra"][0].state_dict()
+    assert not any(torch.equal(value, after[name]) for name, value in fresh.items()), "they were trained"
+    assert fed == [4]
+
+
+def test_finer_maps_count_by_the_first_weights_at_the_temperature_asked_for():
+    torch.manual_seed(0)
+    ours, theirs = ([torch.randn(2, 3, size, size) for size in (8, 4, 2)] for _ in "st")
+    widths = [3, 3, 3]
+    compare = recipe.channel_wise(Adapters(widths, widths), ChannelWise(temperature=3.0, weights=(1.0, 0.25)), ())
+    each = [maps.channel_wise(one, told, temperature=3.0) for one, told in zip(ours, theirs, strict=True)]
+    torch.testing.assert_close(compare(ours, theirs, {}), each[0] + 0.25 * each[1] + 0.25 * each[2])
+
+
+def test_layers_that_a_shortcut_joins_are_ranked_by_the_mean_of_their_scales():
+    dense = subject()
+    torch.manual_seed(0)
+    for module in dense.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.1, 1.0)
+    _, scores = recipe.rank(dense, 1)
+    members = recipe.scales.members(dense.model, dense.slices())
+    joined = {site: list(row.values()) for site, row in members.items() if len(row) > 1}
+    assert joined
+    for site, rows in joined.items():
+        torch.testing.assert_close(scores[site], sum(rows) / len(rows))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "first", "last"), [("decay", 0.1, 0.01), ("rise", 0.01, 0.1), ("constant", 0.1, 0.1)]
+)
+def test_scales_are_pulled_at_the_rate_and_on_the_schedule_asked_for(schedule, first, last):
+    dense = subject()
+    batch = {"inputs": DATA.inputs[:2], "targets": list(DATA.targets[:2])}
+    size = sum(
+        float(gamma.abs()[inside].sum()) for gamma, inside in recipe.scales.prunable(dense.model, dense.slices())
+    )
+    for done, rate in ((0.0, first), (1.0, last)):
+        objective = pressure(dense, Penalty(rate=0.1, schedule=schedule))
+        _, parts = objective({**batch, "done": done}, {"examples": 2})
+        assert float(parts["scales"]) == pytest.approx(rate * size, rel=1e-4)
