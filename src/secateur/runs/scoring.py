@@ -69,7 +69,7 @@ class Held:
 
     @classmethod
     def of(cls, corpus: Corpus, length: int) -> Held:
-        """A tenth of the texts is held out, the same one always."""
+        """A twentieth of the texts is held out, the same one always."""
         train, judged = corpus.split(seed=0)
         return cls(train, judged, length)
 

@@ -397,7 +397,7 @@ def kick(
 
     1. The original answers first: its scores fix the bars.
     2. Each method at each amount makes a model: nothing is trained; calibrated ones read windows of `data`.
-    3. Each answers all tasks; perplexity and agreement with the original are measured on a tenth of `data`.
+    3. Each answers all tasks; perplexity and agreement with the original are measured on a twentieth of `data`.
     4. A model matches on a task where its score is at least (1 - tolerance) of the original's and above chance. A
        method's frontier is the largest amount up to which all match; perplexity has its own, at +10 %.
     5. With `recover`, each compressed model is asked again with adapters that have learned from the original.
