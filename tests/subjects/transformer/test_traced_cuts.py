@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
     Llama4TextConfig,
     MiniCPM3Config,
     Qwen3_5TextConfig,
@@ -23,7 +24,7 @@ from transformers import (
 import secateur
 import tiny
 from secateur import cli
-from secateur.errors import InputError, ModelError
+from secateur.errors import ModelError
 from secateur.runs import cutting as pruning
 from secateur.subjects import load, open_subject
 from secateur.subjects.network import pretrained
@@ -174,26 +175,82 @@ def test_what_recipes_do_not_cut_in_a_class_is_mapped_and_adapters_are_translate
 
 @pytest.mark.parametrize("dora", [False, True])
 def test_adapters_are_translated_for_a_result_whose_tensors_have_sizes_of_their_own(dora: bool, tmp_path: Path) -> None:
+    """Cut once, and then again, in no whole units either time."""
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(_BEYOND["ranks"][0]).save_pretrained(tmp_path / "base")
     adapt(tmp_path / "base", tmp_path / "adapter", use_dora=dora).save_pretrained(tmp_path / "merged")
-    for source, out in (("base", "small"), ("merged", "wanted"), ("small", "less")):
-        whole = open_network(tmp_path / source)
-        count = whole.units()[name := "model.layers.0.self_attn.q_a_proj.channels"].count
-        cut, _ = whole.cut(Selection({name: np.arange(count) % 5 > 0}))
-        pretrained.save(cut, tmp_path / out, str(tmp_path / source))
-        assert "shapes" in json.loads((tmp_path / out / "config.json").read_text())["secateur"]
-        assert pretrained.lacks_map(cut, str(tmp_path / source)) is (source == "small")
+    name = "model.layers.0.self_attn.q_a_proj.channels"
+    for turn, sources in enumerate((("base", "merged"), ("small0", "wanted0"))):
+        small, wanted = f"small{turn}", f"wanted{turn}"
+        for source, out in zip(sources, (small, wanted), strict=True):
+            whole = open_network(tmp_path / source)
+            count = whole.units()[name].count
+            cut, _ = whole.cut(Selection({name: np.arange(count) % 5 != turn}))
+            pretrained.save(cut, tmp_path / out, str(tmp_path / source))
+            assert "shapes" in json.loads((tmp_path / out / "config.json").read_text())["secateur"]
+            assert not pretrained.lacks_map(cut, str(tmp_path / source))
+        place, notes = secateur.translate_adapter(tmp_path / "adapter", tmp_path / small, tmp_path / f"fit{turn}")
+        assert notes == ()
+        fit = peft.PeftModel.from_pretrained(load(tmp_path / small), str(place)).merge_and_unload().eval()
+        ids = torch.arange(10, 26).reshape(2, 8)
+        with torch.no_grad():
+            ours, theirs, bare = (
+                one(input_ids=ids).logits for one in (fit, load(tmp_path / wanted), load(tmp_path / small))
+            )
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+        assert float((bare - theirs).abs().max()) > 0.01
+    (tmp_path / "small0" / "cut_map.json").unlink()
+    again, _ = open_network(tmp_path / "small0").cut(Selection({name: np.arange(32) > 2}))
+    assert pretrained.lacks_map(again, str(tmp_path / "small0")), "whose own map is gone"
+
+
+def test_a_network_cut_after_a_recipe_has_the_map_of_both(tmp_path: Path) -> None:
+    """First a layer went, and neurons that each expert chose; then what is no whole unit, and neurons."""
+    torch.manual_seed(0)
+    mixture = {"n_routed_experts": 4, "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1}
+    mixture |= {"num_experts_per_tok": 2, "first_k_dense_replace": 1}
+    config = DeepseekV3Config(**{**_COMMON, **_LATENT, **mixture, "num_hidden_layers": 4})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    targets = ["q_a_proj", "q_b_proj", "o_proj", "kv_b_proj"]
+    adapt(tmp_path / "base", tmp_path / "adapter", target_modules=targets).save_pretrained(tmp_path / "merged")
+    own = (np.arange(128) + np.arange(4).repeat(32)) % 2 == 0
+    keep = {"layers": np.arange(4) != 2} | {f"layers.{layer}.expert_neurons": own for layer in (1, 2, 3)}
+    sites = {"model.layers.2.self_attn.q_a_proj.channels": 5, "model.layers.0.mlp.gate_proj.channels": 4}
+    for source, mid, out in (("base", "mid", "small"), ("merged", "between", "wanted")):
+        open_subject(tmp_path / source).cut(Selection(keep))[0].save(tmp_path / mid)
+        whole = open_network(tmp_path / mid)
+        cut, _ = whole.cut(Selection({name: np.arange(whole.units()[name].count) % n > 0 for name, n in sites.items()}))
+        pretrained.save(cut, tmp_path / out, str(tmp_path / mid))
+    said = json.loads((tmp_path / "small" / "cut_map.json").read_text())
+    assert (said["base"]["name"], said["layers"]) == (str(tmp_path / "base"), [0, 1, 3])
+    assert said["parts"]["0"]["neurons"] == "1-3,5-7,9-11,13-15,17-19,21-23,25-27,29-31,33-35,37-39"
+    assert {text.partition(",")[0] for text in said["parts"]["3"]["expert_neurons"]} == {"0", "1"}
+    assert {name for name in said["tensors"] if ".layers.2." in name} == set(said["tensors"])
     place, notes = secateur.translate_adapter(tmp_path / "adapter", tmp_path / "small", tmp_path / "fit")
-    assert notes == ()
+    assert len(notes) == 1, "what went"
     fit = peft.PeftModel.from_pretrained(load(tmp_path / "small"), str(place)).merge_and_unload().eval()
     ids = torch.arange(10, 26).reshape(2, 8)
     with torch.no_grad():
-        wanted, bare = (load(tmp_path / name)(input_ids=ids).logits for name in ("wanted", "small"))
-        torch.testing.assert_close(fit(input_ids=ids).logits, wanted, atol=1e-5, rtol=1e-5)
-    assert float((bare - wanted).abs().max()) > 0.01
-    with pytest.raises(InputError, match=r"^\S*less carries no cut_map\.json, so nothing tells what was cut"):
-        secateur.translate_adapter(tmp_path / "adapter", tmp_path / "less", tmp_path / "none")
+        ours, theirs, bare = (
+            one(input_ids=ids).logits for one in (fit, *(load(tmp_path / n) for n in ("wanted", "small")))
+        )
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert float((bare - theirs).abs().max()) > 0.01
+
+
+def test_a_sub_block_that_a_recipe_took_away_stays_away_in_the_map(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(MiniCPM3Config(**{**_COMMON, **_LATENT})).save_pretrained(tmp_path / "base")
+    open_subject(tmp_path / "base").cut(Selection({"attention": np.arange(2) != 1}))[0].save(tmp_path / "mid")
+    cut, _ = open_network(tmp_path / "mid").cut(
+        Selection({"model.layers.0.self_attn.q_a_proj.channels": np.arange(40) > 3})
+    )
+    said = json.loads(traced_cuts.describe_cut(cut, str(tmp_path / "mid")) or "{}")
+    assert said["parts"]["1"]["heads"] == ""
+    assert said["parts"]["0"]["heads"] == "0-3"
+    assert set(said["tensors"]) == {
+        f"model.layers.0.self_attn.{n}.weight" for n in ("q_a_proj", "q_a_layernorm", "q_b_proj")
+    }
 
 
 def test_a_class_whose_tensors_have_other_names_than_the_table_s_has_no_map(tmp_path: Path) -> None:

@@ -25,14 +25,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from secateur._utils import checkpoints, hub
 from secateur._utils.disk import writing
 from secateur.errors import InputError, ModelError, SecateurError, UnsupportedError
 from secateur.subjects.transformer import cutting, files, loading, low_rank, quantised, saving
+from secateur.subjects.transformer.bases import check_name, outline
 from secateur.subjects.transformer.cutting import Kept
-from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.layout import Layout, Place
 from secateur.subjects.transformer.origin import Origin, hash_folder
 from secateur.subjects.transformer.subject import Transformer
@@ -42,8 +41,6 @@ __all__ = ["Settings", "read_factors", "translate_adapter"]
 
 _FACTOR = re.compile(r"(.+)\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(weight|bias))?")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_MOST_LAYERS = 10_000
-"""A config that says more is no model's, and would be built for hours."""
 _INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
 """Ways to begin with an adapter that leave the base's weights as they are."""
 _HARMLESS = {
@@ -158,7 +155,7 @@ class Settings(BaseModel):
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ModelError(f"{place} is damaged: {where}: {first['msg']}") from error
-        _check_name(settings.base_model_name_or_path or "", place)
+        check_name(settings.base_model_name_or_path or "", place)
         if settings.peft_type != "LORA":
             raise UnsupportedError(f"{folder} is an adapter of type {settings.peft_type}: LORA, with DoRA, is sliced")
         if settings.init_lora_weights not in _INITIAL:
@@ -183,12 +180,6 @@ class Settings(BaseModel):
         return default
 
 
-def _check_name(name: str, file: Path) -> None:
-    """Refuse what no system takes for the name of a file: a Hub id and a folder are both looked for as one."""
-    if "\0" in name or len(name) > 4000 or any(len(part.encode()) > 255 for part in name.split("/")):
-        raise ModelError(f"{file} is damaged: it names the base {name[:40]!r}..., which can be no folder and no Hub id")
-
-
 def read_factors(file: Path) -> dict[str, Tensor]:
     """Name -> tensor of an adapter, on the CPU. Raises `ModelError` for a file that is none, or that is not finite."""
     if not file.is_file():
@@ -209,51 +200,6 @@ def read_factors(file: Path) -> dict[str, Tensor]:
                 f"{file} holds NaN or infinity in {name.removeprefix(low_rank.PREFIX)}: use an intact adapter"
             )
     return {name.removeprefix(low_rank.PREFIX): tensor for name, tensor in tensors.items()}
-
-
-def _outline(origin: Origin, kept: Kept, where: Path) -> Layout:
-    """The base by its config alone. Raises `ModelError` where a map does not fit it."""
-    kind = saving.original_class(origin.architecture)
-    _check_name(origin.name, where / saving.MAP)
-    try:
-        if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
-            raise ValueError(f"{origin.architecture} is no model of transformers")
-        config = CONFIG_MAPPING[origin.config["model_type"]].from_dict(dict(origin.config))
-        if config.num_hidden_layers > _MOST_LAYERS:
-            raise ValueError(f"it says that its base has {config.num_hidden_layers} layers")
-        family = find_family(kind, config)
-        with torch.device("meta"):
-            layout = Layout(saving.architecture(kind, config, family)(config), family)
-        _check_map(layout, kept, origin.norm_ratio)
-    except Exception as error:  # a config that is damaged raises whatever its class does
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
-        raise ModelError(f"{where / saving.MAP} is damaged ({line}): cut the model again") from error
-    return layout
-
-
-def _check_map(layout: Layout, kept: Kept, ratio: float) -> None:
-    """Raise `ValueError` for a map that no cut of the base `layout` leaves."""
-    if not kept.layers or kept.layers != sorted(set(kept.layers)) or kept.layers[0] < 0:
-        raise ValueError(f"its layers {kept.layers[:5]} are no ascending numbers")
-    limits = [(torch.tensor(kept.layers), len(layout.widths))]
-    limits += [] if kept.channels is None else [(kept.channels, layout.hidden_size)]
-    for layer, parts in kept.parts.items():
-        limits += [(index, getattr(layout.widths[layer], part)) for part, index in parts.items()]
-    if any(index.numel() and int(index.max()) >= count for index, count in limits):
-        raise ValueError("it names units that its base has not")
-    for layer, parts in kept.parts.items():
-        if any(index.dim() != (2 if part == "expert_neurons" else 1) for part, index in parts.items()):
-            raise ValueError(f"layer {layer} has lists of units where one was to be")
-        if len(parts.get("experts", ())) != len(parts.get("expert_neurons", ())):
-            raise ValueError(f"layer {layer} has neurons of other experts than it keeps")
-        width = layout.widths[layer]
-        inside = width.heads // width.kv if width.kv else 1
-        groups, counts = (parts["heads"] // inside).unique_consecutive(return_counts=True)
-        if not torch.equal(groups, parts["kv"]) or len(counts.unique()) > 1:
-            raise ValueError(f"the heads and kv of layer {layer} do not fit each other")
-    channels = layout.hidden_size if kept.channels is None else len(kept.channels)
-    if not 1 <= ratio <= (layout.hidden_size / channels) * (1 + 1e-6):
-        raise ValueError(f"its norm_ratio is {ratio:g}")
 
 
 # ------------------------------------------------------------------------------------------------------ translation
@@ -325,7 +271,7 @@ class _Translation:
 
     @cached_property
     def layout(self) -> Layout:
-        return _outline(self.origin, self.kept, self.small)
+        return outline(self.origin, self.small)
 
     @cached_property
     def rest(self) -> Rest:

@@ -24,7 +24,7 @@ from secateur.subjects.network.pretrained import find_gguf
 from secateur.subjects.network.proof import TOLERANCE, differences
 from secateur.subjects.network.shrinking import Plan
 from secateur.subjects.network.traced import Traced
-from secateur.subjects.transformer import cutting, loading, saving
+from secateur.subjects.transformer import bases, cutting, loading, saving
 from secateur.subjects.transformer.cutting import Kept
 from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.making import make_subject
@@ -44,9 +44,9 @@ _Places = Mapping[tuple[str, int], Tensor]
 def describe_cut(subject: Traced, original: str) -> str | None:
     """The map of a model cut from the folder or Hub id `original`, as `Origin.describe` has it, with the rest.
 
-    None where it can't be told: the class fits no table, the cut did more than slice, or it went into units of a model
-    that a recipe cut. The cut stands without it, so whatever a class has against being read as one of a table is no
-    error.
+    None where it can't be told: the class fits no table, the cut did more than slice, or the map of a model that was
+    cut before does not tell all of it. The cut stands without it, so whatever a class has against being read as one of
+    a table is no error.
     """
     try:
         found = _find_cut(subject, original)
@@ -58,8 +58,6 @@ def describe_cut(subject: Traced, original: str) -> str | None:
         text = origin.describe(layout)
     except Exception:
         return None
-    if rest is None:
-        return text
     said = {name: {dim: ranges.write(index.tolist()) for dim, index in dims.items()} for name, dims in rest.items()}
     return json.dumps({**json.loads(text), _REST: said}, indent=1) + "\n"
 
@@ -83,10 +81,13 @@ def rebuild(subject: Traced, original: str) -> Transformer | None:
         places = _compose(subject.plans)
         if places is None or saving.is_reshaped(layout.model.config):
             return None
-        kept, rest = _find_kept(layout, places)
-        if rest or saving.plain_class(type(layout.model)) not in saving.classes(layout.model.config).values():
+        whole = cutting.find_kept(layout, {})
+        stays = _follow(layout, whole, {}, layout.model, places)
+        kept = _find_kept(layout, whole, stays)
+        known = saving.classes(layout.model.config).values()
+        if _find_rest(layout, kept, stays) or saving.plain_class(type(layout.model)) not in known:
             return None
-        config, _ = cutting.correct(layout, {}, kept, _norm_ratio(subject, layout, kept), kept.layers)
+        config, _ = cutting.correct(layout, {}, kept, _norm_ratio(subject, layout, whole, kept), kept.layers)
         network = cast(PreTrainedModel, subject.model)
         if network.can_generate():
             layout.model.generation_config = network.generation_config
@@ -115,32 +116,46 @@ def read_rest(folder: Path) -> Rest | None:
         raise ModelError(f"{folder / saving.MAP} is damaged ({_REST}: {error}): cut the model again") from error
 
 
-def _find_cut(subject: Traced, original: str) -> tuple[Layout, Origin, Rest | None] | None:
-    """(the original, where the result comes from, what stays beside units: None where that is not known)."""
-    layout = loading.open_outline(original).layout
+def _find_cut(subject: Traced, original: str) -> tuple[Layout, Origin, Rest] | None:
+    """(the base, where the result comes from, what stays of it beside units); None where the cut did more than slice.
+
+    Raises whatever a class has against it, and `ModelError` for an original whose map is damaged or tells too little.
+    """
     places = _compose(subject.plans)
-    if places is None or saving.is_reshaped(layout.model.config):
+    if places is None:
         return None
-    kept, rest = _find_kept(layout, places)
-    ratio, file = _norm_ratio(subject, layout, kept), find_gguf(original)
-    if file is not None:  # which holds no map
-        return layout, Origin.of_model(layout.model, original, file).cut(kept, ratio), rest
-    folder = loading.locate(original)
-    origin = Origin.find(layout.model, layout, folder, original)
-    joined: Rest | None = rest
+    model, base, origin = _find_base(original)
+    before, rest = cutting.find_kept(base, {}), Rest()
     if origin.kept is not None:  # the original was cut itself
-        before = read_rest(folder)
-        if not _is_told(layout, before, rest):
-            return None
-        joined = None if before is None else _join(before, places, rest)
-    return layout, origin.cut(kept, ratio), joined
+        before, rest = origin.kept, read_rest(loading.locate(original)) or {}
+    stays = _follow(base, before, rest, model, places)
+    kept = _find_kept(base, before, stays)
+    ratio = origin.norm_ratio * _norm_ratio(subject, base, before, kept)
+    return base, replace(origin, kept=kept, norm_ratio=ratio), _find_rest(base, kept, stays)
 
 
-def _norm_ratio(subject: Traced, layout: Layout, kept: Kept) -> float:
+def _find_base(original: str) -> tuple[PreTrainedModel, Layout, Origin]:
+    """(`original`, what it was cut from by the map beside it, how): without weights; itself where it was not cut."""
+    if (file := find_gguf(original)) is not None:  # which holds no map
+        layout = loading.open_outline(original).layout
+        return layout.model, layout, Origin.of_model(layout.model, original, file)
+    folder = loading.locate(original)
+    if saving.is_reshaped(checkpoints.read_json(folder / "config.json")):  # it fits no table, as its base may
+        origin = Origin.read(folder)
+        if origin is None or origin.part:
+            raise UnsupportedError(f"{original} was cut in no whole units, and no {saving.MAP} of all of it is there")
+        return loading.outline_any(original), bases.outline(origin, folder), origin
+    layout = loading.open_outline(original).layout
+    origin = Origin.find(layout.model, layout, folder, original)
+    return layout.model, layout if origin.kept is None else bases.outline(origin, folder), origin
+
+
+def _norm_ratio(subject: Traced, layout: Layout, before: Kept, kept: Kept) -> float:
     """D / d where norms were made exact for d of D channels, else 1."""
-    if kept.channels is None or not any(plan.scaled for plan in subject.plans):
+    if not any(plan.scaled for plan in subject.plans):
         return 1.0
-    return layout.hidden_size / len(kept.channels)
+    wide, narrow = (layout.hidden_size if one.channels is None else len(one.channels) for one in (before, kept))
+    return wide / narrow
 
 
 def _compose(plans: tuple[Plan, ...]) -> _Places | None:
@@ -156,55 +171,101 @@ def _compose(plans: tuple[Plan, ...]) -> _Places | None:
     return found
 
 
-def _find_kept(layout: Layout, places: _Places) -> tuple[Kept, Rest]:
-    """The units of which something stays, and what slicing by them would leave otherwise than it stands at `places`.
+def _follow(base: Layout, kept: Kept, rest: Rest, model: PreTrainedModel, places: _Places) -> _Places:
+    """What stays of the tensors of `base` where `model` was cut to `places`, of which base `kept` and `rest` stayed.
 
-    Raises `UnsupportedError` for a class that gives its tensors other names, and as `cutting.find_kept`.
+    Neurons of experts that kept unlike ones are left out. Raises `UnsupportedError` for tensors of other names or sizes
+    than these give, and for a cut of such neurons.
     """
-    known = {name for some in (layout.model.named_parameters(), layout.model.named_buffers()) for name, _ in some}
+    shapes = {name: one.shape for some in (model.named_parameters(), model.named_buffers()) for name, one in some}
+    found, known = dict[tuple[str, int], Tensor](), {name for name, _ in model.named_buffers()}
+    for name, parameter in base.model.named_parameters():
+        place = base.place(name)
+        if place.layer is not None and place.layer not in kept.parts:
+            continue
+        new = cutting.new_name(base, name, place, kept) or ""
+        known.add(new)
+        for dim, axis in enumerate(place.axes or ("",) * parameter.dim()):
+            index = rest.get(new, {}).get(dim)
+            if index is None and _is_unlike(base, axis, place.layer, kept):
+                if (new, dim) in places:
+                    raise UnsupportedError(f"the experts of {new} kept unlike neurons before")
+                continue
+            if index is None:
+                index = cutting.slice_tensor(base, torch.arange(parameter.shape[dim]), (axis,), place.layer, kept)
+            if new and shapes[new][dim] != len(index):
+                raise UnsupportedError(f"{new} has {shapes[new][dim]} along {dim}, and its map tells of {len(index)}")
+            found[name, dim] = index[places[new, dim]] if (new, dim) in places else index
     for name, _ in places:
         if name not in known:
-            raise UnsupportedError(f"{name} is no tensor of {type(layout.model).__name__}")
-    names = {id(parameter): name for name, parameter in layout.model.named_parameters()}
-    masks = dict[str, np.ndarray]()
-    for site, slices in layout.slices().items():
+            raise UnsupportedError(f"{name} is no tensor of {type(base.model).__name__}")
+    return found
+
+
+def _is_unlike(base: Layout, axis: str, layer: int | None, kept: Kept) -> bool:
+    """Whether along an axis stand neurons of experts, of which each kept its own."""
+    if layer is None or not axis.startswith("expert_neurons"):
+        return False
+    return kept.parts[layer]["expert_neurons"].shape[-1] < base.widths[layer].expert_neurons
+
+
+def _find_kept(base: Layout, before: Kept, stays: _Places) -> Kept:
+    """The units of the base, of those in `before`, of which something stays. Raises as `cutting.find_kept`."""
+    names = {id(parameter): name for name, parameter in base.model.named_parameters()}
+    masks, found = _mask_sites(base, before), dict[str, np.ndarray]()
+    for site, slices in base.slices().items():
         for weight, dim, unit in slices:
-            index = places.get((names[id(weight)], dim))
+            index = stays.get((names[id(weight)], dim))
             if index is not None:
-                stays = masks.setdefault(site, np.zeros(int(unit.max()) + 1, dtype=bool))
-                stays[unit[index][unit[index] >= 0].numpy()] = True
+                mask = found.setdefault(site, np.zeros(int(unit.max()) + 1, dtype=bool))
+                mask[unit[index][unit[index] >= 0].numpy()] = True
+    for site, mask in found.items():
+        masks[site] = mask & masks.get(site, True)
+    for layer, parts in before.parts.items():
+        if "experts" in parts:  # what stays of one that goes does not count
+            there = np.repeat(masks[f"layers.{layer}.experts"], base.widths[layer].expert_neurons)
+            masks[f"layers.{layer}.expert_neurons"] &= there
     # The cut is made, and was proved: what recipes may not cut in this family may be gone all the same.
-    free = Layout(layout.model, replace(layout.family, whole={}))
-    kept, rest = cutting.find_kept(free, masks), Rest()
-    for name, parameter in layout.model.named_parameters():
-        place = layout.place(name)
-        for dim, axis in enumerate(place.axes or ("",) * parameter.dim()):
-            every = torch.arange(parameter.shape[dim])
-            left = cutting.slice_tensor(layout, every, (axis,), place.layer, kept)
-            wanted = places.get((name, dim), every)
-            if not torch.equal(left, wanted):
-                rest.setdefault(name, {})[dim] = wanted
-    return kept, rest
+    return cutting.find_kept(Layout(base.model, replace(base.family, whole={})), masks)
 
 
-def _is_told(layout: Layout, before: Rest | None, now: Rest) -> bool:
-    """Whether a map with the rest `before` tells which of the base's indices those of `now` are.
+def _mask_sites(base: Layout, kept: Kept) -> dict[str, np.ndarray]:
+    """Site -> which of its units are in `kept`."""
+    depth = len(base.widths)
+    masks = {"layers": _mask(torch.tensor(kept.layers), depth), "mixer": np.ones(depth, dtype=bool)}
+    if kept.channels is not None:
+        masks["channels"] = _mask(kept.channels, base.hidden_size)
+    for layer, parts in kept.parts.items():
+        width, name = base.widths[layer], f"layers.{layer}"
+        masks["mixer"][layer] = len(parts["mixer"]) == width.mixer
+        for part, index in parts.items():
+            site = {"kv": "kv_groups", "cross": "cross.heads"}.get(part, part)
+            if part == "expert_neurons":
+                index, count = (
+                    parts["experts"][:, None] * width.expert_neurons + index,
+                    width.experts * width.expert_neurons,
+                )
+            else:
+                count = getattr(width, part)
+            masks[f"{name}.{site}"] = _mask(index.flatten(), count)
+    return masks
 
-    A recipe's map tells whole units alone; and which part of which unit of the base one is, is told of no axis that was
-    cut by whole units before.
-    """
-    if before is None:
-        return not now
-    new = [(name, dim) for name, dims in now.items() for dim in dims if dim not in before.get(name, {})]
-    return not any((layout.place(name).axes or {dim: ""})[dim] for name, dim in new)
+
+def _mask(index: Tensor, count: int) -> np.ndarray:
+    return np.isin(np.arange(count), index.numpy())
 
 
-def _join(before: Rest, places: _Places, now: Rest) -> Rest:
-    """The rest of a cut of a result that has one itself."""
-    result: Rest = {
-        name: {dim: index[places[name, dim]] if (name, dim) in places else index for dim, index in dims.items()}
-        for name, dims in before.items()
-    }
-    for name, dims in now.items():
-        result[name] = dims | result.get(name, {})
-    return result
+def _find_rest(base: Layout, kept: Kept, stays: _Places) -> Rest:
+    """What slicing the base by `kept` would leave otherwise than it stands at `stays`."""
+    rest = Rest()
+    for (name, dim), wanted in stays.items():
+        place = base.place(name)
+        new = cutting.new_name(base, name, place, kept)
+        if new is None:
+            continue
+        parameter = base.model.get_parameter(name)
+        axis = (place.axes or ("",) * parameter.dim())[dim]
+        left = cutting.slice_tensor(base, torch.arange(parameter.shape[dim]), (axis,), place.layer, kept)
+        if not torch.equal(left, wanted):
+            rest.setdefault(new, {})[dim] = wanted
+    return rest
