@@ -112,6 +112,63 @@ def test_what_else_an_adapter_holds_is_cut_too(family: str, options: dict[str, A
     compare(tmp_path / "base", merged, selections(subject)["mixed again"], tmp_path / "adapter", tmp_path / "cut")
 
 
+PACKED: dict[str, dict[str, Any]] = {
+    "mixtral": {"target_modules": "all-linear", "use_rslora": True},
+    "qwen2-moe": {
+        "target_modules": ["q_proj", "down_proj"], "target_parameters": ["experts.gate_up_proj"],
+        "rank_pattern": {"q_proj": 2, "experts.gate_up_proj": 5},
+    },
+    "deepseek3": {"target_modules": [], "target_parameters": ["gate.weight", "experts.down_proj"]},
+    "gpt-oss": {"target_modules": ["q_proj"], "target_parameters": ["gate_up_proj", "down_proj", "down_proj_bias"]},
+}  # fmt: skip
+"""Classes with packed experts, stored [E, out, in] or [E, in, out], and what of them is adapted."""
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_factors_of_packed_experts_and_routers_are_cut_expert_by_expert(family: str, tmp_path: Path) -> None:
+    subject, merged = prepare(family, tmp_path, **PACKED[family])
+    said = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
+    assert said["target_parameters"], "as peft turns the names of experts into"
+    widths = subject.layout.widths
+    keep = {"layers": without(len(widths), 1)}
+    for layer, width in enumerate(widths):
+        if width.experts and layer != 1:
+            own = np.arange(width.experts * width.expert_neurons).reshape(width.experts, -1)
+            half = (own // (width.expert_neurons // 2) + np.arange(width.experts)[:, None]) % 2 == 0
+            stays = np.arange(width.experts) % (width.experts // subject.layout.expert_groups) > 0
+            keep[f"layers.{layer}.experts"] = stays
+            keep[f"layers.{layer}.expert_neurons"] = (half & stays[:, None]).flatten()
+    compare(tmp_path / "base", merged, keep, tmp_path / "adapter", tmp_path / "cut")
+    fit = json.loads((tmp_path / "cut/fit/adapter_config.json").read_text())
+    assert len(set(fit["target_parameters"])) == len(fit["target_parameters"]) > 0
+    assert not set(fit["target_parameters"]) & set(said["target_parameters"])
+
+
+def test_factors_of_packed_experts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    subject, _ = prepare("mixtral", tmp_path, target_modules=[], target_parameters=["experts.down_proj"])
+    subject.cut(Selection({"layers": without(len(subject.layout.widths), 1)}))[0].save(tmp_path / "small")
+    path = "model.layers.0.mlp.experts"
+    factors = {f"{path}.base_layer.lora_{kind}.weight": torch.ones(2, 2) for kind in "AB"}
+    alone = {f"model.layers.0.self_attn.q_proj.base_layer.lora_{kind}.weight": torch.ones(2, 2) for kind in "AB"}
+    single = {"model.layers.0.mlp.experts.2.w1.lora_A.weight": torch.ones(3, 64)}
+    wrong = {f"{path}.lora_A.weight": torch.ones(3, 5)}
+    for number, (tensors, message) in enumerate(
+        (
+            (
+                factors,
+                rf"it has {path}\.base_layer, and of its target_parameters .* has \['down_proj'\]",
+            ),
+            (alone, r"q_proj\.base_layer, and none of its target_parameters is in"),
+            (single, r"experts\.2\.w1.*: load it by peft on the base, which packs experts, and save it$"),
+            (wrong, rf"its factors of {path} are .* x \[3, 5\], and the base's weight and the rank pattern ask for"),
+        )
+    ):
+        adapter = edit(tmp_path / "adapter", tmp_path / f"adapter{number}", {}, **tensors)
+        with pytest.raises(InputError, match=message):
+            translate_adapter(adapter, tmp_path / "small", tmp_path / "fit")
+        assert not (tmp_path / "fit").exists()
+
+
 def test_an_adapter_of_a_class_that_calls_the_model_otherwise_is_cut_too(tmp_path: Path) -> None:
     make("llama").model.base_model.save_pretrained(tmp_path / "base")
     dense = LlamaForQuestionAnswering.from_pretrained(tmp_path / "base")

@@ -3,7 +3,10 @@
 A linear with weight W [out, in] and factors A [r, in], B [out, r] has the merged weight V = W + s B A. A cut keeps rows
 and columns of V, and so rows of B and columns of A: nothing is lost, and nothing is approximated. DoRA's merged weight
 is m V / |V| with the norms of the rows of V, which change where columns go: there m grows by |V'| / |V|, for which the
-weights themselves are needed. Sources: LoRA (arXiv 2106.09685), DoRA (arXiv 2402.09353); the files are those of peft.
+weights themselves are needed. Packed experts [E, out, in] have factors A_e, B_e each, in one tensor [E r, in] and one
+[out, r E], which are taken apart, sliced expert by expert, and put together again.
+
+Sources: LoRA (arXiv 2106.09685), DoRA (arXiv 2402.09353); the files are those of peft.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from huggingface_hub import ModelCardData
 from pydantic import BaseModel, ConfigDict, FiniteFloat, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from secateur._utils import checkpoints, hub
@@ -40,6 +43,7 @@ from secateur.subjects.transformer.traced_cuts import Rest, read_rest
 __all__ = ["Settings", "read_factors", "translate_adapter"]
 
 _FACTOR = re.compile(r"(.+)\.(lora_(?:embedding_)?[AB]|lora_magnitude_vector)(?:\.(weight|bias))?")
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
 """Ways to begin with an adapter that leave the base's weights as they are."""
@@ -72,6 +76,7 @@ _HARMLESS = {
     "revision",
     "runtime_config",
     "target_modules",
+    "target_parameters",
     "task_type",
     "use_dora",
     "use_rslora",
@@ -136,6 +141,7 @@ class Settings(BaseModel):
     use_dora: bool = False
     init_lora_weights: bool | str | None = True
     modules_to_save: list[str] | None = None
+    target_parameters: list[str] | None = None
     data: dict[str, object] = {}
 
     @classmethod
@@ -214,15 +220,21 @@ _RANK = (-1, "")
 class _Module:
     """A module that an adapter is on: its path, where it stands, its path in the result, its factors by peft's names.
 
-    axes: of the weight [out, in]; `turned`: it is stored [in, out].
+    leaf: the weight's name in it. depth: how many wrappers of the same module peft puts around this one's.
+    axes: of the weight [out, in]; `turned`: it is stored [in, out]. experts: of a packed weight, [E, out, in].
+    target: it is named as a parameter, and not as a module.
     """
 
     path: str
     place: Place
     new: str
+    leaf: str = "weight"
+    depth: int = 0
+    target: bool = False
     factors: dict[str, Tensor] = field(default_factory=dict)
     axes: tuple[str, str] = ("", "")
     turned: bool = False
+    experts: int = 0
     rank: int = 0
     alpha: float = 0.0
     scale: float = 0.0
@@ -231,7 +243,33 @@ class _Module:
     def stored(self) -> tuple[_Axis, _Axis]:
         """Outputs and inputs of the weight as it is stored."""
         rows, columns = (1, 0) if self.turned else (0, 1)
-        return (rows, self.axes[0]), (columns, self.axes[1])
+        first = 1 if self.experts else 0
+        return (first + rows, self.axes[0]), (first + columns, self.axes[1])
+
+    @property
+    def weight(self) -> str:
+        """The name of its weight in the adapter's model."""
+        return f"{self.path}.{self.leaf}"
+
+    @property
+    def called(self) -> str:
+        """What patterns and notes call it in the adapter's model."""
+        return self.weight if self.target else self.path
+
+    @property
+    def new_weight(self) -> str:
+        """The name of its weight in the result."""
+        return f"{self.new}.{self.leaf}"
+
+    @property
+    def name(self) -> str:
+        """What patterns and settings call it in the result."""
+        return self.new_weight if self.target else self.new
+
+    @property
+    def key(self) -> str:
+        """What its factors are named by in the file of the translated adapter."""
+        return self.new + ".base_layer" * self.depth
 
 
 @dataclass
@@ -357,13 +395,13 @@ class _Translation:
             factors = self._slice(module, gains[path])
             self._check_fit(module, factors)
             for name, tensor in factors.items():
-                found[f"{low_rank.PREFIX}{module.new}.{name}"] = tensor.to(module.factors[name].dtype).contiguous()
+                found[f"{low_rank.PREFIX}{module.key}.{name}"] = tensor.to(module.factors[name].dtype).contiguous()
         inside = {module.new for module in stays.values()}
         for name, new in names.items():
             path, _, leaf = new.rpartition(".")
             key = f"{path}.base_layer.{leaf}" if path in inside else new
             found[f"{low_rank.PREFIX}{key}"] = values[name].to(whole[name].dtype).contiguous()
-        gone = sorted({*modules, *whole} - {*stays, *names})
+        gone = sorted({*(one.called for one in modules.values() if not one.new), *(whole.keys() - names.keys())})
         return found, self._describe(list(stays.values()), names), self._notes(count, gone, {*modules, *whole})
 
     # ------------------------------------------------------------------------------------------------ names and shapes
@@ -410,22 +448,56 @@ class _Translation:
                 continue
             path = match[1]
             if path not in modules:
-                place = self._place(f"{path}.weight", factors=True)
-                new = (self._rename(f"{path}.weight") or "").removesuffix(".weight")
-                modules[path] = _Module(path, place, new)
+                modules[path] = self._open_module(path)
             modules[path].factors[name.removeprefix(f"{path}.")] = tensor
         for module in modules.values():
             self._check_factors(module)
         return modules, whole
 
-    def _place(self, name: str, *, factors: bool) -> Place:
-        """Where a tensor stands in the base; refuses layers and modules that it has not."""
+    def _open_module(self, key: str) -> _Module:
+        """The module whose factors stand at `key`.
+
+        Factors of parameters, such as packed experts, stand where peft wraps the module that holds them: once for each
+        of its parameters that is named, the first of them innermost.
+        """
+        path, depth = key, 0
+        while path.endswith(".base_layer"):
+            path, depth = path.removesuffix(".base_layer"), depth + 1
+        leaf, named = "weight", self._list_parameters(path)
+        if named:
+            if depth >= len(named):
+                raise self._refuse_base(f"it has {key}, and of its target_parameters the base's {path} has {named}")
+            leaf = named[-1 - depth]
+        elif depth:
+            raise self._refuse_base(f"it has {key}, and none of its target_parameters is in the base's {path}")
+        place = self._place(f"{path}.{leaf}", factors=True, packed=bool(named))
+        new = (self._rename(f"{path}.{leaf}") or "").removesuffix(f".{leaf}")
+        return _Module(path, place, new, leaf, depth, bool(named))
+
+    def _list_parameters(self, path: str) -> list[str]:
+        """The parameters of a module that the settings name, in the order in which peft wraps them."""
+        wanted, own = self.settings.target_parameters or (), self._modules.get(self._inner(path))
+        names = [] if own is None else [name for name, _ in own.named_parameters(recurse=False)]
+        return [name for name in names if any(f".{path}.{name}".endswith(f".{target}") for target in wanted)]
+
+    @cached_property
+    def _modules(self) -> dict[str, nn.Module]:
+        return dict(self.layout.model.named_modules())
+
+    def _place(self, name: str, *, factors: bool, packed: bool = False) -> Place:
+        """Where a tensor stands in the base; refuses layers and modules that it has not.
+
+        factors: it has some; packed: of experts in one tensor, perhaps.
+        """
         place, depth = self.layout.place(self._inner(name)), len(self.layout.widths)
         if place.layer is not None and place.layer not in range(depth):
             raise self._refuse_base(f"it has {name}, and the base has {depth} layers")
         if place.axes is None and (factors or place.layer is not None):
-            raise self._refuse_base(f"it has {name}, which is none of the base's weights that can be cut")
-        if factors and len(place.axes or ()) != 2:
+            single = ": load it by peft on the base, which packs experts, and save it" if _EXPERT.search(name) else ""
+            raise self._refuse_base(f"it has {name}, which is none of the base's weights that can be cut{single}")
+        axes = place.axes or ()
+        biases = len(axes) == 2 and axes[1].startswith("expert_neurons")
+        if factors and (len(axes) not in ((2, 3) if packed else (2,)) or biases):
             raise UnsupportedError(f"{self.folder} has factors of {name}, which is no matrix: they can't be sliced")
         return place
 
@@ -471,26 +543,31 @@ class _Translation:
         if A is None or B is None or dora != self.settings.use_dora:
             held = ", ".join(sorted(factors))
             raise ModelError(f"{self.folder} is damaged: it has {held} of {path}, and its settings say otherwise")
-        axes, sizes = module.place.axes or ("", ""), self._sizes(f"{path}.weight", module.place.axes or ())
-        if self._is_stored_by_input(path, "lora_embedding_A" in factors):
+        axes, sizes = module.place.axes or ("", ""), self._sizes(module.weight, module.place.axes or ())
+        if len(axes) == 3 and module.target:
+            module.experts, axes, sizes = sizes[0] or 0, axes[1:], sizes[1:]
+        if self._is_stored_by_input(module, "lora_embedding_A" in factors):
             module.turned, axes, sizes = True, axes[::-1], sizes[::-1]
         module.axes = (axes[0], axes[1])
-        rank = self.settings.pattern("rank_pattern", path, self.settings.r)
-        wanted = [sizes[0], rank, rank, sizes[1]]
+        rank = self.settings.pattern("rank_pattern", module.called, self.settings.r)
+        width = rank * (module.experts or 1)
+        wanted = [sizes[0], width, width, sizes[1]]
         shape = [*B.shape, *A.shape]
         if len(shape) != 4 or any(size not in (None, n) for size, n in zip(wanted, shape, strict=True)):
             raise self._refuse_base(
                 f"its factors of {path} are {list(B.shape)} x {list(A.shape)}, and the base's weight and the rank "
                 f"pattern ask for {wanted[:2]} x {wanted[2:]}"
             )
-        alpha = self.settings.pattern("alpha_pattern", path, self.settings.lora_alpha)
+        alpha = self.settings.pattern("alpha_pattern", module.called, self.settings.lora_alpha)
         module.rank, module.alpha = int(rank), alpha
         module.scale = alpha / (math.sqrt(rank) if self.settings.use_rslora else rank)
 
-    def _is_stored_by_input(self, path: str, embedding: bool) -> bool:
-        """Whether the weight of a module is stored [in, out]: embeddings, and GPT-2's linears."""
-        parts = dict(self.layout.model.named_modules())
-        return embedding or type(parts.get(self._inner(path))).__name__ == "Conv1D"
+    def _is_stored_by_input(self, module: _Module, embedding: bool) -> bool:
+        """Whether the weight of a module is stored [in, out]: embeddings, GPT-2's linears, experts of some classes."""
+        own = self._modules.get(self._inner(module.path))
+        if module.experts:
+            return bool(getattr(own, "is_transposed", False))
+        return embedding or type(own).__name__ == "Conv1D"
 
     def _refuse_base(self, why: str) -> InputError:
         return InputError(f"{self.folder} does not fit {self._cut_from}, which {self.name} was cut from: {why}")
@@ -516,7 +593,7 @@ class _Translation:
         values = {
             path: torch.ones(1, len(_pick_factors(self._cut_factors(module))["B"])) for path, module in modules.items()
         }
-        gains = self._correct({path: self._inner(f"{path}.weight") for path in modules}, values)
+        gains = self._correct({path: self._inner(module.weight) for path, module in modules.items()}, values)
         return {path: gain.flatten() for path, gain in gains.items()}
 
     def _correct(self, names: Mapping[str, str], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -533,12 +610,23 @@ class _Translation:
     def _cut_factors(self, module: _Module) -> dict[str, Tensor]:
         """The factors of a module, and its magnitudes, without the rows and columns that went."""
         rows, columns = module.stored
+        if module.experts:
+            return self._cut_packed(module)
         kinds: dict[str, tuple[_Axis, ...]] = {"lora_A.weight": (_RANK, columns), "lora_embedding_A": (_RANK, columns)}
         kinds |= {"lora_B.weight": (rows, _RANK), "lora_embedding_B": (rows, _RANK)}
         return {
-            name: self._cut(factor, module.place, f"{module.new}.weight", kinds.get(name, (rows,)))
+            name: self._cut(factor, module.place, module.new_weight, kinds.get(name, (rows,)))
             for name, factor in module.factors.items()
         }
+
+    def _cut_packed(self, module: _Module) -> dict[str, Tensor]:
+        """`_cut_factors` of packed experts: rows of A go by expert and rank, columns of B by rank and expert."""
+        (rows, columns), experts = module.stored, (0, (module.place.axes or ("",))[0])
+        A, B = _pick_factors(module.factors).values()
+        A, B = A.unflatten(0, (module.experts, -1)), B.unflatten(1, (-1, module.experts)).movedim(2, 0)
+        A = self._cut(A, module.place, module.new_weight, (experts, _RANK, columns))
+        B = self._cut(B, module.place, module.new_weight, (experts, rows, _RANK))
+        return {"lora_A.weight": A.flatten(0, 1), "lora_B.weight": B.movedim(0, 2).flatten(1)}
 
     def _cut(self, tensor: Tensor, place: Place, new: str, axes: Iterable[_Axis]) -> Tensor:
         """What stays of `tensor`, whose dimensions are these of the base's tensor at `place`, in the result `new`."""
@@ -570,12 +658,13 @@ class _Translation:
     def _check_fit(self, module: _Module, factors: Mapping[str, Tensor]) -> None:
         """Refuse factors that are not as large as the result's weight, where its file has that by its name."""
         A, B = _pick_factors(factors).values()
-        wanted, bare = [len(B), A.shape[1]], self._inner(f"{module.new}.weight").removeprefix(self.layout.prefix)
+        wanted, bare = [len(B), A.shape[1]], self._inner(module.new_weight).removeprefix(self.layout.prefix)
         stored = self._result_shapes.get(f"{self.layout.prefix}{bare}", self._result_shapes.get(bare))
-        shape = stored[::-1] if stored and module.turned else stored
-        if shape and shape != wanted:
+        wanted = wanted[::-1] if module.turned else wanted
+        wanted = [len(A) // module.rank, *wanted] if module.experts else wanted
+        if stored and stored != wanted:
             raise ModelError(
-                f"{self.name} has {module.new} of {shape}, and its {saving.MAP} says {wanted}: a recipe notes whole "
+                f"{self.name} has {module.name} of {stored}, and its {saving.MAP} says {wanted}: a recipe notes whole "
                 "units alone, where secateur prune had cut others before; adapt the result itself"
             )
 
@@ -592,11 +681,11 @@ class _Translation:
             )
         norms = list[Tensor]()
         dense = self._dense.model
-        for model, path, factors in ((dense, module.path, module.factors), (self._result, module.new, found)):
+        for model, name, factors in ((dense, module.weight, module.factors), (self._result, module.new_weight, found)):
             A, B = (factor.double() for factor in _pick_factors(factors).values())
-            weight = self._weight(model, f"{path}.weight").double()
+            weight = self._weight(model, name).double()
             norms.append(((weight.T if module.turned else weight) + module.scale * B @ A).norm(dim=1))
-        before = self._cut(norms[0], module.place, f"{module.new}.weight", module.stored[:1])
+        before = self._cut(norms[0], module.place, module.new_weight, module.stored[:1])
         growth: Tensor = norms[1] / before.clamp_min(torch.finfo(torch.float32).tiny)
         return growth.float()
 
@@ -626,9 +715,11 @@ class _Translation:
         """adapter_config.json of what stays: modules by their full paths, which no pattern has to match."""
         data, settings = dict(self.settings.data), self.settings
         data["base_model_name_or_path"] = self.name
-        data["target_modules"] = sorted(module.new for module in modules)
-        data["rank_pattern"] = {one.new: one.rank for one in modules if one.rank != settings.r}
-        data["alpha_pattern"] = {one.new: one.alpha for one in modules if one.alpha != settings.lora_alpha}
+        data["target_modules"] = sorted(module.name for module in modules if not module.target)
+        if settings.target_parameters:
+            data["target_parameters"] = sorted(module.name for module in modules if module.target)
+        data["rank_pattern"] = {one.name: one.rank for one in modules if one.rank != settings.r}
+        data["alpha_pattern"] = {one.name: one.alpha for one in modules if one.alpha != settings.lora_alpha}
         for key in ("layers_to_transform", "layers_pattern", "exclude_modules", "revision"):
             data.pop(key, None)
         if settings.modules_to_save:
