@@ -18,7 +18,7 @@ from secateur.methods.cutting import cut_with_retries
 from secateur.score import activation, gradient, magnitude, random, similarity
 from secateur.select import ranking
 from secateur.select.arrays import as_numpy
-from secateur.subjects.network import parts, segments
+from secateur.subjects.network import files, parts, segments
 from secateur.subjects.network.opening import NetworkSource, open_network
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced, open_traced
@@ -177,6 +177,7 @@ def prune_subject(
         unknown = sorted(set(scope) - set(subject.coupling.sites))
         if unknown:
             raise InputError(f"scope names {unknown[0]!r}, which is no site: {', '.join(subject.coupling.sites)} are")
+    files.check_form(subject.model)
     notes, evened = tuple[str, ...](), tuple[str, ...]()
 
     def select() -> Selection:
@@ -209,6 +210,7 @@ def prune_subject(
     selection, small, cut = cut_with_retries(subject, select, offsets=offsets, prove=prove)
     if scope == "local" and not shares:
         cut = replace(cut, notes=(*_thinned_notes(cut), *cut.notes)) if _thinned_notes(cut) else cut
+    files.note_form(small.model)
     return selection, small, replace(cut, notes=(*cut.notes, *notes, *evened))
 
 

@@ -71,6 +71,7 @@ def render(
     known = shown or {}
     views = [_view(result, index, load, known.get(result.target)) for index, result in enumerate(found)]
     first = found[0]
+    command = first.recipe if first.recipe in ("distill", "prune") else "run"
     name = title or " ".join(part for part in (first.recipe, _model(first)) if part)
     return display.fill_template(
         "report.html.j2",
@@ -85,6 +86,7 @@ def render(
         quality_words=_quality_words(found),
         environment=[(_WORDS.get(key, key), value) for key, value in _flat(first.environment)],
         run_yaml=run_yaml,
+        command=command,
     )
 
 

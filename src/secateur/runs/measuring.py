@@ -199,12 +199,12 @@ class Reference:
             ),
             recovery=result.recovery,
             environment={**describe_machine(), "measured_at": str(self.environment)},
-            settings={**settings, **({"chance": chance} if (chance := self._chance(after)) else {})},
+            settings={**settings, **({"chance": chance} if (chance := self.chance(after)) else {})},
         )
         verdict = evidence.judge(row, tolerance=TOLERANCE)
         return replace(row, verdict=verdict or "missed: could not be measured, see the notes")
 
-    def _chance(self, figures: Collection[str]) -> dict[str, float]:
+    def chance(self, figures: Collection[str]) -> dict[str, float]:
         """What guessing reaches in the figures that were measured."""
         known = {} if self.held_out is None else self.backend.chance(self.original, self.held_out)
         return {name: value for name, value in known.items() if name in figures}
@@ -494,7 +494,8 @@ def measure(
 
         names = ensembles.name_models(others)
     # A language model that was cut as a network is compared with its original as a network.
-    original = model if is_saved(model) else next(iter(others), model)
+    networks = (one for one in (model, *others) if backends.is_network(one))
+    original = model if is_saved(model) else next(networks, next(iter(others), model))
     backend = backends.of_source(original) if part is None else backends.of_part(original, part)
     load: Callable[[Source], Source] = (
         partial(backend.load_any, device=device) if part is None else partial(backend.open_part, part=part)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:  # torch takes seconds, and pages are cut without it
 
 __all__ = [
     "AnyBackend", "Backend", "Data", "Row", "Source", "axes_of", "check_source", "commonest_share",
-    "hash_model", "name_source", "note_rows", "of_folder", "of_part", "of_recipe", "of_source", "of_subject", "resolve",
+    "hash_model", "is_network", "name_source", "note_rows", "of_folder", "of_part", "of_recipe", "of_source",
+    "of_subject", "resolve",
     "works_by_blocks",
 ]  # fmt: skip
 
@@ -314,6 +315,11 @@ def of_source(source: Source) -> AnyBackend:
         if backend.takes(source):
             return backend
     return resolve(_LANGUAGE)
+
+
+def is_network(source: Source) -> bool:
+    """Whether what a user gave is opened as a network, by its modules and not by a table of layers."""
+    return type(of_source(source)) is type(resolve(_NETWORK))
 
 
 def of_subject(subject: object, backend: AnyBackend) -> AnyBackend:

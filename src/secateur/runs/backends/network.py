@@ -98,7 +98,7 @@ class Network(Backend[Traced, Examples, Arguments]):
     def reopen(self, source: NetworkSource, original: Traced, device: str | None = None) -> Traced:
         """Another network on the inputs of `original`, or the folder of one that was cut from it."""
         if isinstance(source, str | Path) and pretrained.is_pretrained(source):
-            return open_network(source, original.inputs)
+            return _try_inputs(open_network(source, original.inputs), source)
         if isinstance(source, str | Path) and Path(source).is_dir():
             try:
                 return reload_traced(source, original.model, original.inputs)
@@ -107,7 +107,7 @@ class Network(Backend[Traced, Examples, Arguments]):
                     return open_saved(source, inputs=original.inputs)
                 raise
         module = source if isinstance(source, nn.Module | Traced) else plugins.network(str(source))[0]
-        return module if isinstance(module, Traced) else Traced(module, original.inputs)
+        return module if isinstance(module, Traced) else _try_inputs(Traced(module, original.inputs), source)
 
     def fit_data(self, data: Examples, subject: Traced) -> Examples:
         """The examples, if the subject takes them. Raises `DataError` where it doesn't."""
@@ -264,7 +264,9 @@ class Network(Backend[Traced, Examples, Arguments]):
         return {}, {}, both | tally.figures()
 
     def chance(self, subject: Traced, held_out: Examples) -> dict[str, float]:
-        """The share of the commonest class; of pixels in a sample of the masks."""
+        """The share of the commonest class, of pixels in a sample of the masks; of boxes nothing."""
+        if held_out.targets:
+            return {"AP50": 0.0}
         if held_out.per_pixel:
             counts = _count_pixels(held_out)
             return {"pixel_accuracy": int(counts.max()) / max(1, int(counts.sum()))}
@@ -485,6 +487,22 @@ def _tells_pixels(subject: Traced, data: Examples) -> bool:
         return False
     named = not isinstance(output, Tensor | tuple | list) or isinstance(subject.model, Joint)  # the mean of classes
     return named or logits.shape[1] not in (*range(5), data.inputs.shape[1])
+
+
+def _try_inputs(subject: Traced, source: NetworkSource) -> Traced:
+    """`subject`, if it runs on its inputs, which are another network's. Raises `InputError` where it doesn't."""
+    try:
+        subject.forward()
+    except SecateurError:
+        raise
+    except Exception as error:  # whatever a class has against inputs of another kind
+        line = next(iter(str(error).strip().splitlines()), "")[:200]
+        name = source if isinstance(source, str | Path) else type(subject.model).__name__
+        raise InputError(
+            f"{name} does not take what the other network takes ({type(error).__name__}: {line}): give one of the same "
+            "inputs"
+        ) from error
+    return subject
 
 
 def _precision(subject: Traced, batches: Iterable[Mapping[str, object]], sizes: Sequence[float]) -> Row:

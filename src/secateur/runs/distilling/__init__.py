@@ -38,6 +38,7 @@ from secateur.runs.distilling.settings import (
 )
 from secateur.runs.distilling.setup import Setup, make_batches
 from secateur.runs.executor import find_home, keep_details, open_run, publish_evidence
+from secateur.runs.measuring import Reference
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Evidence, Figure, Recovery
 
@@ -337,6 +338,7 @@ def _judge(
         trained, more = _integers(as_transformer(student), run.folder("integers"), chosen.bits)
         notes += more
     after = measuring.measure_student(setup, trained, run)[0]
+    chance = Reference(setup.backend, trained, setup.environment, setup.held).chance(after)
     row = Evidence(
         recipe="distill",
         target=f"{chosen.steps} steps",
@@ -348,6 +350,7 @@ def _judge(
         settings={
             **settings,
             **({"not_measured": why} if why else {}),
+            **({"chance": chance} if chance else {}),
             "notes": [*notes, *list_notes(), *([] if why else measuring.loyalty_notes(setup, trained))],
             **({"assistants": [asdict(record) for record in records[:-1]]} if records[1:] else {}),
         },

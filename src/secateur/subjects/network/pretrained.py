@@ -134,13 +134,14 @@ def open_pretrained(source: str | Path) -> PreTrainedModel:
     """The model at `source`, of any class that transformers has.
 
     Raises as `subjects.open_subject` does, and `UnsupportedError` for a folder of sentence-transformers, whose other
-    modules would be lost.
+    modules would be lost, and for one with branches.
     """
-    from secateur.subjects.transformer import loading  # which loads transformers
+    from secateur.subjects.transformer import loading, low_rank  # which load transformers
 
     if find_gguf(source) is not None:
         return loading.read_any(source)
     home = loading.locate(source)
+    low_rank.refuse_branches(source, home)
     if any((place / "modules.json").is_file() for place in (home, Path(source))):
         raise UnsupportedError(
             f"{source} is of sentence-transformers, whose pooling and other modules a cut as a network would lose: "

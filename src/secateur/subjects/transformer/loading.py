@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 import transformers
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
@@ -228,6 +229,8 @@ def check_outline(source: str | Path) -> None:
 
     Raises `UnsupportedError` for a model that reads no texts, or was cut as a network, and as `open_outline` does.
     """
+    if find_gguf(source) is None:
+        low_rank.refuse_branches(source, Path(source))
     config, named = _outline_layers(source)
     if not reads_texts(named):
         raise UnsupportedError(f"{named.__name__} reads {named.main_input_name}: estimate plans models of texts alone")
@@ -594,6 +597,8 @@ def _module(entry: dict[str, Any], folder: Path) -> nn.Module:
 
 def _line(error: BaseException) -> str:
     """An outside error on one line; in words of ours where its own name nothing."""
+    if isinstance(error, LocalEntryNotFoundError):  # whose own words are many
+        return "it is not in the cache of the Hub, which can't be asked: offline, or HF_HUB_OFFLINE is set"
     text = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     if "ignore_mismatched_sizes" in text[0]:
         return "config.json gives other sizes than the weights have, as the report above says of each: correct it"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from secateur.errors import InputError, ModelError
+from secateur.errors import InputError, ModelError, UnsupportedError
 
 __all__ = [
     "CONFIG",
@@ -30,6 +30,7 @@ __all__ = [
     "find_branches",
     "has_branches",
     "refuse_adapter",
+    "refuse_branches",
     "restore",
     "save",
     "without_branches",
@@ -153,6 +154,18 @@ def refuse_adapter(folder: Path) -> None:
         raise ModelError(
             f"{folder} holds an adapter, which is no model of its own: merge it first (merge_and_unload() of peft, "
             "then save_pretrained), or fit it to a pruned model with secateur translate-adapter"
+        )
+
+
+def refuse_branches(source: str | Path, folder: Path) -> None:
+    """Raise `UnsupportedError` for a model in `folder` with branches, which what is cut by its config would lose.
+
+    source: what the reader calls it.
+    """
+    if has_branches(folder / FOLDER):
+        raise UnsupportedError(
+            f"{source} has branches beside its linears, in {FOLDER}/, so nothing can be cut or planned: take the "
+            f"original, or a copy of the folder without {FOLDER}/"
         )
 
 

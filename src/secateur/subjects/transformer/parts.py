@@ -16,7 +16,7 @@ from secateur._utils.modes import evaluating
 from secateur.errors import UnsupportedError
 from secateur.subjects.network.parts import find_path, find_shared
 from secateur.subjects.network.pretrained import copy_beside
-from secateur.subjects.transformer import cutting, dequantising, loading, reshaped, saving
+from secateur.subjects.transformer import cutting, dequantising, loading, low_rank, reshaped, saving
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout, Widths
@@ -118,6 +118,8 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
     whole. Raises `InputError` for a part that is not there, and `UnsupportedError` for one that shares weights with
     another, or that fits no table.
     """
+    if not isinstance(source, PreTrainedModel):
+        low_rank.refuse_branches(source, loading.locate(source))
     model = source if isinstance(source, PreTrainedModel) else loading.read_any(source)
     path, setting = _find_part(model, name)
     folder = None if isinstance(source, PreTrainedModel) else loading.locate(source)
