@@ -392,3 +392,9 @@ def test_a_sparse_result_speaks_of_its_weights_and_not_of_its_parameters():
     assert "400 of 800 weights in the blocks&#39; matrices stay." in page
     assert "mlp down proj" in page
     assert "weights that are not zero, % of the original" in page
+
+
+@pytest.mark.parametrize(("recipe", "command"), [("ziplm", "run"), ("prune", "prune"), ("distill", "distill")])
+def test_the_command_that_repeats_a_run_is_its_own(recipe, command):
+    page = report.render(dataclasses.replace(samples.result(), recipe=recipe), run_yaml=YAML)
+    assert f"<code>secateur {command} --config run.yaml</code>" in page

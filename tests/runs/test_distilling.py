@@ -757,6 +757,18 @@ def test_a_network_of_any_kind_learns_by_examples(nets):
 
 
 @pytest.mark.usefixtures("programs")
+def test_a_student_that_came_nearer_and_only_guesses_is_of_no_use(nets):
+    labels = np.load(nets / "data.npz")["labels"]
+    mixed = np.random.default_rng(0).permutation(labels)  # what no network can know
+    np.savez(nets / "mixed.npz", inputs=np.load(nets / "data.npz")["inputs"], labels=mixed)
+    row = of_nets(nets, data="mixed.npz")
+    assert row.verdict.startswith("met")
+    assert 0.4 < row.settings["chance"]["accuracy"] < 0.7
+    assert "of no use: Accuracy" in evidence.describe_verdict(row)
+    assert "quality lost" in (nets / "out/report.html").read_text()
+
+
+@pytest.mark.usefixtures("programs")
 def test_held_out_data_of_ones_own_is_what_a_student_is_measured_on(nets, monkeypatch):
     held = examples.read(nets / "data.npz").take(range(0, 400, 2))
     few = examples.read(nets / "data.npz").take(range(40))

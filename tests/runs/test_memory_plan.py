@@ -231,3 +231,12 @@ def test_what_training_is_asked_for_counts(tmp_path: Path) -> None:
     assert plan("precision=fp32", "cuda") > plan("", "cuda"), "bfloat16 is a card's default"
     with pytest.raises(InputError, match="training has no setting 'emma'"):
         plan("emma=0.9")
+
+
+def test_a_device_that_is_not_here_is_named(tmp_path: Path) -> None:
+    folder = save_llama(tmp_path / "Small", 64, 2, weights=False)
+    for device in ("nonsense", "xpu"):
+        words = rf"device='{device}' is none that torch has here \(.*\): leave it out"
+        with pytest.raises(InputError, match=words) as told:
+            memory_plan.estimate(folder, device=device)
+        assert "\n" not in str(told.value)

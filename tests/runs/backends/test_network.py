@@ -363,3 +363,18 @@ def test_modules_are_measured_as_they_are(place):
     found = measuring.measure(module, data=Examples(torch.rand(10, 4), torch.randint(0, 3, (10,))), batch=4)
     assert found["model"]["params"].value == 4 * 16 + 16 + 16 * 3 + 3
     assert found["model"]["flops"].value == 2 * (4 * 16 + 16 * 3)
+
+
+def test_detectors_that_find_nothing_are_of_no_use():
+    data = yolo.squares(8)
+    subject = detectors.open_detector(yolo.tiny(), data.inputs[:1])
+    assert Network().chance(subject, data) == {"AP50": 0.0}
+
+
+def test_a_network_that_does_not_take_the_inputs_of_another_is_refused_in_a_line():
+    subject = open_traced(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), torch.rand(2, 4))
+    words = r"^Embedding does not take what the other network takes \(RuntimeError: Exp"
+    with pytest.raises(InputError, match=words) as told:
+        Network().reopen(nn.Embedding(3, 4), subject)
+    assert "\n" not in str(told.value)
+    assert Network().reopen(nn.Linear(4, 7), subject).model.out_features == 7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,44 @@ def test_what_would_not_load_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="NaN"):
         small.save(tmp_path / "small")
     assert not (tmp_path / "small").exists()
+
+
+NET = """
+import torch
+from torch import nn
+
+def build():
+    layers = nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 16), nn.Dropout(0.5), nn.Linear(16, 2)
+    return nn.Sequential(*layers), torch.ones(2, 3)
+"""
+REPLACED: dict[str, tuple[str, Callable[[], nn.Module], str]] = {
+    "a new head": ("4", lambda: nn.Linear(8, 7), r"4.bias of this Sequential is \(7,\), and was \(2,\) after the cut"),
+    "no bias": ("4", lambda: nn.Linear(8, 2, bias=False), r"4.bias of this Sequential is absent, and was"),
+    "another function": ("1", nn.GELU, "1 of this Sequential is GELU, and was ReLU: it was replaced since"),
+}
+
+
+@pytest.mark.parametrize("case", REPLACED)
+def test_what_was_replaced_after_a_cut_is_neither_saved_nor_cut_again(case: str, tmp_path: Path) -> None:
+    name, make, words = REPLACED[case]
+    (tmp_path / "net.py").write_text(NET)
+    result = secateur.prune(f"{tmp_path}/net.py:build", budget="channels=50%")
+    result.subject.save(tmp_path / "small")
+    for network in (result[0], secateur.load(tmp_path / "small")):
+        network[3] = nn.Identity()
+        subject = secateur.open_subject(network, inputs=torch.rand(2, 3))
+        subject.save(tmp_path / "again")
+        old, network[int(name)] = network[int(name)], make()
+        changed = secateur.open_subject(network, inputs=torch.rand(2, 3))
+        with pytest.raises(ModelError, match=words):
+            changed.save(tmp_path / "other")
+        with pytest.raises(ModelError, match=words):
+            secateur.prune(changed, budget="channels=80%")
+        network[int(name)] = old
+        less = secateur.prune(subject, budget="channels=80%")
+        less.subject.save(tmp_path / "less")
+        assert secateur.load(tmp_path / "less")[0].out_features == less[0][0].out_features < 8
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("inputs", [torch.ones(2, 3), None])

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import secateur
 import tiny
+from secateur import cli
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.runs.backends.language import Language
 from secateur.select.pattern import n_of_m
@@ -199,3 +200,15 @@ def test_who_can_not_work_with_branches_says_so(tmp_path):
     subject.save(tmp_path / "out")
     with pytest.raises(UnsupportedError, match="has branches in side/, which can't be streamed"):
         open_streamed(tmp_path / "out")
+
+
+def test_what_would_lose_the_branches_is_refused(tmp_path, capsys):
+    """A cut as a network, of a part, and a plan read the linears alone."""
+    beside().save(tmp_path / "small")
+    where = str(tmp_path / "small")
+    asked = ["prune", where, "--budget", "params=80%", "--out", str(tmp_path / "out")]
+    for words in (asked, [*asked, "--part", "model"], ["estimate", where]):
+        assert cli.main(words) == 2
+        told = capsys.readouterr().err
+        assert "small has branches beside its linears, in side/, so nothing can be cut or planned: take the" in told
+    assert not (tmp_path / "out").exists()
