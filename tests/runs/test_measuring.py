@@ -14,7 +14,15 @@ import secateur
 import tiny
 from secateur import cli
 from secateur._utils import rundir
-from secateur.errors import DataWarning, InfeasibleError, InputError, MeasurementError, NumericalError, UnsupportedError
+from secateur.errors import (
+    DataWarning,
+    InfeasibleError,
+    InputError,
+    MeasurementError,
+    ModelError,
+    NumericalError,
+    UnsupportedError,
+)
 from secateur.measure import latency
 from secateur.reports import evidence
 from secateur.runs import executor, measuring
@@ -451,3 +459,10 @@ def test_a_model_of_shapes_alone_is_not_measured(places):
     for pair in ((empty, None), (whole, empty), (empty, whole)):
         with pytest.raises(UnsupportedError, match=r"LlamaForCausalLM has no values in \d+ of its \d+ parameters"):
             secateur.measure(*pair, str(places / "texts.txt"), batch=1, length=8)
+
+
+def test_a_network_of_which_nothing_can_be_cut_is_measured_all_the_same():
+    found = measuring.measure(torch.nn.Conv2d(3, 4, 1), inputs=torch.rand(2, 3, 8, 8), pairs=None)
+    assert found["model"]["params"].value == 16
+    with pytest.raises(ModelError, match="can't run"):
+        measuring.measure(torch.nn.Conv2d(3, 4, 1), inputs=torch.rand(2, 5, 8, 8))

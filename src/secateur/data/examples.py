@@ -20,7 +20,7 @@ from torch import Tensor
 
 from secateur._utils import disk, hashes, plugins
 from secateur._utils.computed import Computed
-from secateur.data import box_files, feeding, image_sources, labels, transforms
+from secateur.data import box_files, feeding, image_sources, labels, own_targets, transforms
 from secateur.data import boxes as boxes_of
 from secateur.data import masks as masks_of
 from secateur.data.boxes import Annotated, Augmentation
@@ -381,7 +381,7 @@ def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
       the Hub as `owner/name`; of files whose names say train, val or test those of train, or with `folder:test` others;
     - `file.py:function` or `package.module:function`, which gives one of the following:
     - `Examples`, (inputs, labels), a table of `datasets`, a data set or a `DataLoader` of torch, or any iterable, of
-      (image, label).
+      (image, label); of what has places also of (image, mask) and (image, {"boxes", "labels"}), see `own_targets`.
 
     label: another array of an .npz file, or column of a table, that holds the classes; "" for none. Bytes become
     float32 between 0 and 1, and so do images of 16 bits; of either, [N, H, W, C] get their channels first. Images stay
@@ -452,6 +452,12 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
             f"{source} gave {type(found).__name__}: expected Examples, a tuple (inputs, labels), or a data set or an "
             "iterable of (image, label)"
         )
+    targeted = own_targets.read(found, name)
+    if targeted is not None:
+        return Examples(
+            targeted.images, None, targeted.targets, targeted.classes, name, ids=targeted.ids, notes=targeted.notes,
+            masks=targeted.masks if label else None,
+        )  # fmt: skip
     return _of_images(image_sources.read_pairs(found, name))
 
 

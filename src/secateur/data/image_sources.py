@@ -38,8 +38,9 @@ from secateur.data.transforms import Picture
 from secateur.errors import DataError, MissingExtraError
 
 __all__ = [
-    "CHANNELS", "LARGEST", "Classified", "Data", "Items", "Shards", "find_held_out", "is_shards", "is_table",
-    "read_folder", "read_hub", "read_pairs", "read_shards", "read_table",
+    "CHANNELS", "LARGEST", "Classified", "Data", "Items", "Shards", "find_held_out", "has_places", "is_batch",
+    "is_shards", "is_table", "picture_of", "read_folder", "read_hub", "read_pairs", "read_shards", "read_table",
+    "restrict", "whole_of",
 ]  # fmt: skip
 
 Data: TypeAlias = Any
@@ -400,7 +401,7 @@ class Items(Source):
 
     def open(self, place: int) -> Picture:
         """The image."""
-        return _picture(self.pair(place)[0], self.name(place))
+        return picture_of(self.pair(place)[0], self.name(place))
 
     def pair(self, place: int) -> tuple[Data, Data]:
         """(image, its label or None)."""
@@ -444,11 +445,11 @@ def read_pairs(source: Data, name: str) -> Classified:
         plain = source.collate_fn is loading.default_collate or (
             not batched and source.collate_fn is loading.default_convert
         )
-        if not (plain and _has_places(source.dataset)):
+        if not (plain and has_places(source.dataset)):
             return _spool(_unbatch(source, name, batched=batched), name)
-        source, notes = _restrict(source, name)
+        source, notes = restrict(source, name)
         return replace(_read_places(source, name), notes=notes)
-    if _has_places(source):
+    if has_places(source):
         return _read_places(source, name)
     if not isinstance(source, Iterable) or isinstance(source, str | bytes | Mapping):
         raise DataError(
@@ -464,20 +465,20 @@ def _read_places(source: Data, name: str) -> Classified:
         raise DataError(f"{name} holds no example: give at least one")
     items = Items(source, name)
     image, label = items.pair(0)
-    if _is_batch(image, label):
+    if is_batch(image, label):
         return _spool(_unbatch((source[place] for place in range(len(source))), name), name)
     items.open(0)
-    kinds, classes = _read_labels(items) if label is not None else (Labels(), _whole_of(source)[0])
+    kinds, classes = _read_labels(items) if label is not None else (Labels(), whole_of(source)[0])
     return _name_classes(Images(items), kinds, name, "the second of each pair", classes)
 
 
-def _has_places(source: Data) -> bool:
+def has_places(source: Data) -> bool:
     """Whether each of its items can be had by its place."""
     passed_over = isinstance(source, loading.IterableDataset | Mapping)
     return not passed_over and hasattr(source, "__getitem__") and hasattr(source, "__len__")
 
 
-def _restrict(loader: Data, name: str) -> tuple[Data, tuple[str, ...]]:
+def restrict(loader: Data, name: str) -> tuple[Data, tuple[str, ...]]:
     """(the data set of a loader, or those of its examples that its sampler draws from, in their order; notes).
 
     What a batch sampler with `drop_last` leaves of its last batch is among them.
@@ -519,7 +520,7 @@ def _read_labels(items: Items) -> tuple[Labels, tuple[str, ...]]:
     Data sets of torchvision that change no label have them in `targets`, so that no image is read. Names are those of
     the `targets`, and none are known where what the items give is something else.
     """
-    names, whole, places = _whole_of(items.items)
+    names, whole, places = whole_of(items.items)
     targets = getattr(whole, "targets", None)
     if targets is None or len(targets) != len(whole):
         return Labels(_label(items.pair(place)[1]) for place in range(len(items))), names
@@ -530,7 +531,7 @@ def _read_labels(items: Items) -> tuple[Labels, tuple[str, ...]]:
     return Labels(found), names if found == kept else ()
 
 
-def _whole_of(data: Data) -> tuple[tuple[str, ...], Data, Sequence[int]]:
+def whole_of(data: Data) -> tuple[tuple[str, ...], Data, Sequence[int]]:
     """(names of its classes, the data set that `data` is a `Subset` of, or is, and the places of its items there)."""
     places: Sequence[int] = range(len(data))
     while isinstance(data, loading.Subset):
@@ -554,7 +555,7 @@ def _unbatch(source: Iterable[object], name: str, *, batched: bool = False) -> I
         if batched and not isinstance(item, Mapping) and not (isinstance(item, tuple | list) and len(item) == 2):
             raise DataError(f"{name} gives batches of {type(item).__name__}: expected (images [B, ...], labels [B])")
         image, label = _pair(item, f"item {number} of {name}")
-        batched = batched or _is_batch(image, label)  # after a batch, one of three grey images is one as well
+        batched = batched or is_batch(image, label)  # after a batch, one of three grey images is one as well
         if not batched:
             yield image, label
             continue
@@ -564,7 +565,7 @@ def _unbatch(source: Iterable[object], name: str, *, batched: bool = False) -> I
         yield from zip(image, labels, strict=True)
 
 
-def _is_batch(image: Data, label: Data) -> bool:
+def is_batch(image: Data, label: Data) -> bool:
     """Whether it is several images: [B, C, H, W], a list of images, or [B, H, W] with B labels.
 
     What may be one image with channels is one, though it has as many labels: these may tell of each class whether it
@@ -599,7 +600,7 @@ def _label(value: object) -> object:
     return value.item() if math.prod(value.shape) == 1 else value.tolist()
 
 
-def _picture(value: object, name: str) -> Picture:
+def picture_of(value: object, name: str) -> Picture:
     """An image as `transforms.Picture`: 16 bits as shares of 65,535; float tensors and arrays as they are."""
     if isinstance(value, Image.Image):
         if value.mode in ("RGB", "L"):
@@ -646,7 +647,7 @@ class _Spooled(Encoded):
         elif isinstance(value, bytes):
             data = value
         else:
-            picture = _picture(value, self.name(len(self)))
+            picture = picture_of(value, self.name(len(self)))
             numbers = picture.numpy() if isinstance(picture, Tensor) else np.asarray(picture)
             data = _ARRAY + json.dumps([str(numbers.dtype), numbers.shape]).encode() + b"\n" + numbers.tobytes()
         with guard(Path(tempfile.gettempdir())):

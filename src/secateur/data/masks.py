@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from secateur.data import parts as parts_of
 from secateur.data import transforms
-from secateur.data.images import Files, Images, Places, is_image, naming
+from secateur.data.images import Files, Images, Places, Source, is_image, naming
 from secateur.errors import DataError
 
 __all__ = ["BINARY", "IGNORED", "Masked", "Masks", "find_held_out", "find_pair", "read"]
@@ -49,16 +50,16 @@ class Masks:
     of the network that learns from them, if one is known: a label that is none of them is refused where it is read.
     """
 
-    def __init__(self, files: Files, binary: bool = False, classes: int | None = None) -> None:
+    def __init__(self, files: Source, binary: bool = False, classes: int | None = None) -> None:
         self.files, self.binary, self.classes = files, binary, classes
 
     def limit(self, classes: int) -> Masks:
         """The same masks, for a network of so many classes."""
-        return Masks(self.files, self.binary, classes)
+        return type(self)(self.files, self.binary, classes)
 
     def follow(self, other: Masks) -> Masks:
         """The same masks, in which 255 is what it is in the `other` ones."""
-        return Masks(self.files, other.binary, self.classes)
+        return type(self)(self.files, other.binary, self.classes)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -78,17 +79,10 @@ class Masks:
         which is none of the `classes`; where masks are `binary`, for any value but 0 and 255.
         """
         name = self.files.name(place)
-        with naming(name), Image.open(BytesIO(self.files.fetch(place, 0, self.files.length(place)))) as image:
-            mode = image.mode
-            if mode not in ("P", "L", "1") and not mode.startswith("I"):
-                raise DataError(
-                    f"{name} is in {mode}: give masks whose pixels are numbers of classes, in grey or with a palette"
-                )
-            values = torch.from_numpy(np.asarray(image).astype(np.int32))
-        void = 65535 if mode.startswith("I") else 255
+        values, void = self._decode(place)
         if self.binary:
             others = values[(values != 0) & (values != void)]
-            if len(others) and mode != "1":
+            if len(others):
                 raise DataError(
                     f"{name} holds the value {int(others[0])}, and masks that the data was read by hold 0 and {void} "
                     f"alone, where {void} is class 1: write the classes as 0, 1, 2, ... in all of them"
@@ -105,6 +99,19 @@ class Masks:
                     f"{self.classes - 1}"
                 )
         return values
+
+    def _decode(self, place: int) -> tuple[Tensor, int]:
+        """(the numbers [H, W] int32 of a mask, the number that counts nowhere); of a mask of bits 255 for its ones."""
+        files, name = cast(Files, self.files), self.files.name(place)
+        with naming(name), Image.open(BytesIO(files.fetch(place, 0, files.length(place)))) as image:
+            mode = image.mode
+            if mode not in ("P", "L", "1") and not mode.startswith("I"):
+                raise DataError(
+                    f"{name} is in {mode}: give masks whose pixels are numbers of classes, in grey or with a palette"
+                )
+            values = torch.from_numpy(np.asarray(image).astype(np.int32))
+        values = values * _VOID if mode == "1" and self.binary else values
+        return values, 65535 if mode.startswith("I") else _VOID
 
     def read(self, images: Images, indices: Places, draw: Sequence[int] | None = None) -> Tensor:
         """[n, H, W] int64: the masks of the images at `indices`, moved as these are; see `Images.read`.
@@ -129,6 +136,10 @@ class Masks:
                     moved = transform.move_mask(mask, IGNORED, training=True)
             found.append(moved.long())
         return torch.stack(found) if found else torch.zeros(0, *images.shape[2:], dtype=torch.long)
+
+    def look_binary(self) -> bool:
+        """Whether a sample of them holds 0 and the number that counts nowhere, and no other."""
+        return _sample_values(self) == {0, IGNORED}
 
     def count_classes(self, images: Images, classes: int | None = None) -> NDArray[np.int64]:
         """[classes]: pixels of each class in a sample of the images' masks, evenly spaced.
@@ -220,8 +231,7 @@ def read(path: Path) -> Masked | None:
     images, found = Images(Files(files)), Masks(Files(masks))
     images.keys()  # what is damaged is told now, and not after hours
     notes = [f"{without} images of {pictures} have no mask, and are left out"] if without else []
-    values = _sample_values(found)
-    if values == {0, IGNORED}:
+    if found.look_binary():
         found = Masks(found.files, binary=True)
         notes.append(f"masks in {drawn} hold 0 and 255 alone: {BINARY}")
     found.digest(images)

@@ -510,9 +510,9 @@ def measure(
     )  # fmt: skip
     if apart is not None and corpus is not None:
         corpus = splits.with_classes_of(corpus, apart)
-    others = [backend.open(source, device, corpus, inputs) for source in others[:1]] + others[1:]
+    others = [backend.open_whole(source, device, corpus, inputs) for source in others[:1]] + others[1:]
     others[1:] = [backend.reopen(source, others[0], device) for source in others[1:]]
-    subject = backend.reopen(model, others[0], device) if others else backend.open(model, device, corpus, inputs)
+    subject = backend.reopen(model, others[0], device) if others else backend.open_whole(model, device, corpus, inputs)
     backend = backends.of_subject(subject, backend)
     corpus = None if corpus is None else backend.fit_data(corpus, subject)
     here = backend.environment(subject, batch, length, threads)

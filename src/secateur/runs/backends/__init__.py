@@ -98,6 +98,10 @@ class Backend(Protocol[S, D, B]):
         """Open the source as a subject, on the device; `inputs` are example inputs of networks."""
         ...
 
+    def open_whole(self, source: Source, device: str | None = None, data: D | None = None, inputs: object = None) -> S:
+        """As `open`, to be measured or trained: nothing is looked for that can be cut, nor has to be there."""
+        return self.open(source, device, data, inputs)
+
     def make_floats(self, subject: S) -> S:
         """The subject, or where its weights are integers one in floating point, with a warning: only that can be cut.
 

@@ -30,7 +30,7 @@ from secateur.recover.training.objectives import logits as logits_of
 from secateur.runs import memory_steps, sources
 from secateur.runs.backends import Backend, Row, commonest_share, hash_model
 from secateur.subjects import matrices as matrices_of
-from secateur.subjects.network import detectors, parts, pretrained
+from secateur.subjects.network import checks, detectors, parts, pretrained
 from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.files import write_program
 from secateur.subjects.network.opening import NetworkSource, is_saved, open_network, open_saved
@@ -90,6 +90,19 @@ class Network(Backend[Traced, Examples, Arguments]):
         subject = detectors.open_detector(found)
         remember(subject.model, replace(history(subject.model), built_by=history(found.model).built_by))
         return subject
+
+    def open_whole(
+        self, source: NetworkSource, device: str | None = None, data: Examples | None = None, inputs: Any = None
+    ) -> Traced:
+        """As `open`, without the cuts that are tried there; a detector of boxes is as `open` has it."""
+        if isinstance(source, Traced) or (data is not None and data.targets):
+            return self.open(source, device, data, inputs)
+        if device is not None:
+            modes.check_device(device)
+        found = open_network(source, inputs, None if data is None else partial(_first_input, data))
+        checks.check_model(found.model, found.inputs)
+        checks.check_branches(found.model, found.run)
+        return found
 
     def open_part(self, source: NetworkSource, part: str) -> Traced:
         """The part of that name, see `subjects.network.parts`."""

@@ -86,7 +86,7 @@ def open_student(
     if isinstance(backend, Network) and device not in (None, "cpu"):
         words = "networks are taught on a GPU that is there, and judged on the CPU: leave the device out"
         raise UnsupportedError(f"device {device!r}: {words}")
-    subject = backend.open(model, device, data)
+    subject = backend.open_whole(model, device, data)
     if not isinstance(subject, Transformer | Traced):
         raise UnsupportedError(f"distill teaches language models and networks, and no {backend.family}")
     return subject if isinstance(subject, Transformer) and isinstance(model, str | Path) else subject.copy()
