@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torchvision.models import VisionTransformer
 
 from score.networks import images, residual, same, slices, state
 from secateur.errors import InfeasibleError, InputError, SecateurError, UnsupportedError
@@ -243,6 +244,26 @@ def test_single_sites_keep_their_own_share_and_others_what_is_left() -> None:
         shares_of("stem")
     with pytest.raises(InfeasibleError):
         prune(model, IMAGE, "channels=50%", shares={"*": 1.0})
+
+
+def test_what_heads_of_a_vision_transformer_leave_of_a_budget_is_used_or_said() -> None:
+    """Its channels go with its heads, a quarter at a time."""
+    torch.manual_seed(0)
+    sizes = {"image_size": 16, "patch_size": 8, "hidden_dim": 32, "num_heads": 4, "mlp_dim": 256}
+    model = VisionTransformer(**sizes, num_layers=2, num_classes=5).eval()
+    image = torch.rand(1, 3, 16, 16)
+    whole = sum(one.numel() for one in model.parameters())
+    for share in (0.7, 0.5, 0.35):
+        small, cut = prune(model, image, f"params={share:.0%}")
+        kept = sum(one.numel() for one in small.parameters()) / whole
+        said = [note for note in cut.notes if "below the budget" in note]
+        assert kept <= share
+        assert len(said) == (kept < 0.95 * share)
+    small, cut = prune(model, image, "params=85%")
+    (note,) = (note for note in cut.notes if "below the budget" in note)
+    assert note.endswith("such as of conv_proj.heads, which keeps 3 of 4; shares={'conv_proj.heads': 1} keeps more "
+                         "there, and less elsewhere")  # fmt: skip
+    assert cut.removed == {"conv_proj.heads": (1, 4)}, "what else can stay stays"
 
 
 def test_a_site_that_loses_more_than_all_others_is_said() -> None:

@@ -165,6 +165,43 @@ def test_evened_sites_fill_the_budget():
     assert [int(held.keep[name].sum()) for name in units] == [2, 2, 10]
 
 
+def test_what_a_site_of_large_steps_leaves_of_a_budget_the_others_fill():
+    units = Units({
+        "coarse": Site("coarse", 3, {"units": np.full(3, 20.0)}), "fine": Site("fine", 30, {"units": np.ones(30)}),
+    })  # fmt: skip
+    scores = {name: np.arange(float(site.count)) for name, site in units.sites.items()}
+    keep = ranking.by_budget(units, scores, "units=65", scope="local").keep
+    assert {name: int(mask.sum()) for name, mask in keep.items()} == {"coarse": 2, "fine": 21}
+    filled = ranking.fill_up(units, scores, keep, "units=69")
+    assert {name: int(mask.sum()) for name, mask in filled.keep.items()} == {"coarse": 2, "fine": 29}
+    assert filled.spent == {"units": 69.0}
+    assert all(mask[-1] for mask in filled.keep.values()), "the best stay"
+    held = ranking.fill_up(units, scores, keep, "units=69", held=["fine"])
+    assert int(held.keep["fine"].sum()) == 21
+
+
+@given(problems(), st.floats(0.05, 1.0), st.sampled_from(["global", "local"]))
+@settings(max_examples=60, deadline=None)
+def test_a_filled_budget_holds_keeps_what_was_kept_and_has_no_room_for_more(problem, share, scope):
+    units, scores = problem
+    budget = Budget.parse(f"tokens={share},seconds={share}")
+    limits = budget.absolute(units.cost())
+    try:
+        keep = ranking.by_budget(units, scores, budget, scope=scope).keep
+    except InfeasibleError:
+        return
+    filled = ranking.fill_up(units, scores, keep, budget)
+    assert filled.spent == units.cost(filled.keep)
+    assert all(filled.spent[measure] <= limit for measure, limit in limits.items())
+    for name in keep:
+        assert not (np.asarray(keep[name]) & ~np.asarray(filled.keep[name])).any()
+        count = int(filled.keep[name].sum())
+        more = [level for level in ranking_levels(units, scores, name) if level.sum() > count]
+        if more:
+            cost = units.cost({**filled.keep, name: min(more, key=np.sum)})
+            assert any(cost[measure] > limit for measure, limit in limits.items())
+
+
 @given(problems())
 @settings(max_examples=50, deadline=None)
 def test_a_full_budget_is_the_identity(problem):

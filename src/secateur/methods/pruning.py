@@ -178,7 +178,7 @@ def prune_subject(
         if unknown:
             raise InputError(f"scope names {unknown[0]!r}, which is no site: {', '.join(subject.coupling.sites)} are")
     files.check_form(subject.model)
-    notes, evened = tuple[str, ...](), tuple[str, ...]()
+    notes, evened, below = tuple[str, ...](), tuple[str, ...](), tuple[str, ...]()
 
     def select() -> Selection:
         scores = rate(subject)
@@ -191,7 +191,7 @@ def prune_subject(
             return choose(scores, 1)
 
     def choose(scores: Mapping[str, Tensor], step: int | None) -> Selection:
-        nonlocal notes, evened
+        nonlocal notes, evened, below
         units = subject.units(multiple=step)
         if rate.name:
             units, notes = _freeze_unscored(units, scores, rate.name)
@@ -202,6 +202,11 @@ def prune_subject(
         if all(bool(mask.all()) for mask in selection.keep.values()):
             raise InfeasibleError(f"budget {budget.brief()} would change nothing: every unit fits in it; ask for less")
         if not even:
+            room = _room(selection, units, budget)
+            if scope == "local" and room > _ROOM:
+                selection = ranking.fill_up(units, scores, selection.keep, budget, chosen)
+                room = _room(selection, units, budget)
+            below = _below_notes(selection, units, budget, room)
             return selection
         alike = ranking.even_out(units, scores, selection.keep, budget, chosen)
         evened = _evened_notes(selection, alike)
@@ -211,7 +216,7 @@ def prune_subject(
     if scope == "local" and not shares:
         cut = replace(cut, notes=(*_thinned_notes(cut), *cut.notes)) if _thinned_notes(cut) else cut
     files.note_form(small.model)
-    return selection, small, replace(cut, notes=(*cut.notes, *notes, *evened))
+    return selection, small, replace(cut, notes=(*cut.notes, *notes, *evened, *below))
 
 
 def _evened_notes(selection: Selection, alike: Selection) -> tuple[str, ...]:
@@ -224,6 +229,36 @@ def _evened_notes(selection: Selection, alike: Selection) -> tuple[str, ...]:
     return (
         f"sites of one kind and size keep equally many units, for a config to say: by scores alone {len(moved)} of "
         f"{len(counts)} would keep other numbers, {name} {own} and not {now}; --no-even (even=False) lets them",
+    )
+
+
+_ROOM = 0.05
+"""How much of a budget may be left before more is kept, or a note says that it is left."""
+
+
+def _room(selection: Selection, units: Units, budget: Budget) -> float:
+    """The share of the budget that a selection leaves, in the measure of which it leaves least."""
+    limits = budget.absolute(units.cost())
+    return min((1 - selection.spent[name] / limit for name, limit in limits.items() if limit), default=0.0)
+
+
+def _below_notes(selection: Selection, units: Units, budget: Budget, room: float) -> tuple[str, ...]:
+    """A note on a selection that leaves much of the budget, and on the site whose next step does not fit."""
+    if room <= _ROOM:
+        return ()
+    whole = {name: mask for name, mask in selection.keep.items() if not bool(mask.all())}
+    if not whole:
+        return ()
+
+    def step(name: str) -> float:
+        return 1 - int(whole[name].sum()) / units[name].count
+
+    name = max(whole, key=step)
+    kept, count = int(whole[name].sum()), units[name].count
+    more = min(count, kept + units[name].multiple) / count
+    return (
+        f"the cut stays {room:.0%} below the budget {budget.brief()}: no site's next step fits in, such as of {name}, "
+        f"which keeps {kept} of {count}; shares={{{name!r}: {more:.3g}}} keeps more there, and less elsewhere",
     )
 
 

@@ -18,7 +18,18 @@ from secateur.errors import BudgetError, InfeasibleError, InputError, NumericalE
 from secateur.select.arrays import as_numpy, mask_like
 from secateur.vocabulary import Array, Budget, Scores, Selection, Site, Units, write_enough
 
-__all__ = ["Normalise", "Scope", "by_budget", "by_counts", "by_shares", "even_out", "fewest", "fix_best", "threshold"]
+__all__ = [
+    "Normalise",
+    "Scope",
+    "by_budget",
+    "by_counts",
+    "by_shares",
+    "even_out",
+    "fewest",
+    "fill_up",
+    "fix_best",
+    "threshold",
+]
 
 Normalise = Literal["l2", "max", "mean", "zscore", "rank"]
 Scope = Literal["global", "kind", "local"] | Mapping[str, str]
@@ -92,8 +103,6 @@ def even_out(
     keep: site -> [count] booleans, within the budget. held: sites whose groups don't rise. Sites whose rules have no
     such count in common stay as they are.
     """
-    plain = _in_numpy(units)
-    limits = Budget.parse(budget).absolute(plain.cost())
     masks = {name: as_numpy(mask, bool) for name, mask in keep.items()}
     alike: dict[tuple[str, int], dict[str, _Chain]] = {}
     for site in units.free():
@@ -105,6 +114,36 @@ def even_out(
         within = np.flatnonzero(kept <= min(masks[name].sum() for name in chains))
         if within.size:
             groups.append(_Group(chains, kept, kept / count, int(within[-1])))
+    return _rise(units, keep, groups, budget, held)
+
+
+def fill_up(
+    units: Units, scores: Scores, keep: Mapping[str, Array], budget: Budget | str, held: Collection[str] = ()
+) -> Selection:
+    """The same with more units, where the budget has room left: one site whose units go in large steps leaves some.
+
+    All sites rise to the largest share of their units that fits in common; one whose next step does not fit stays, and
+    the others rise on. In the end one more step of any site would not fit.
+
+    keep: site -> [count] booleans, within the budget, of the best units of each. held: sites that don't rise.
+    """
+    groups = list[_Group]()
+    for site in units.free():
+        if site.name in keep:
+            chain = _chain(site, _scores_of(site, scores))
+            kept = np.unique(chain.kept)
+            start = int(np.searchsorted(kept, as_numpy(keep[site.name], bool).sum()))
+            groups.append(_Group({site.name: chain}, kept, kept / site.count, start))
+    return _rise(units, keep, groups, budget, held)
+
+
+def _rise(
+    units: Units, keep: Mapping[str, Array], groups: Sequence[_Group], budget: Budget | str, held: Collection[str]
+) -> Selection:
+    """`keep` with the groups raised in common, see `_raise_in_common`."""
+    plain = _in_numpy(units)
+    limits = Budget.parse(budget).absolute(plain.cost())
+    masks = {name: as_numpy(mask, bool) for name, mask in keep.items()}
 
     def fits(places: Sequence[int]) -> bool:
         chosen = dict(masks)

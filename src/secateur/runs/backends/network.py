@@ -92,7 +92,7 @@ class Network(Backend[Traced, Examples, Arguments]):
         return subject
 
     def open_whole(
-        self, source: NetworkSource, device: str | None = None, data: Examples | None = None, inputs: Any = None
+        self, source: NetworkSource, device: str | None = None, data: Examples | None = None, inputs: object = None
     ) -> Traced:
         """As `open`, without the cuts that are tried there; a detector of boxes is as `open` has it."""
         if isinstance(source, Traced) or (data is not None and data.targets):
