@@ -123,8 +123,9 @@ def prune(
         protect: modules, parameters or sites that stay whole, by name or pattern ("layer4.*").
         shares: which share of its units a site keeps, by names or patterns of sites and modules, as
             {"layer4.*": 0.25}; the last that fits counts, and what the budget leaves is for all others.
-        scope: which sites share one ranking. "local": every site loses the same share; "kind", "global": the weakest
-            of a kind, or of all, go; "isomorphic": the weakest among sites of equal structure go; or a mapping from
+        scope: which sites share one ranking. "local": every site loses the same share, and where one can only go in
+            large steps, the others keep what that leaves of the budget; "kind", "global": the weakest of a kind, or
+            of all, go; "isomorphic": the weakest among sites of equal structure go; or a mapping from
             sites to names of pools, sites not named standing alone.
         normalise: make scores of different sites comparable first, by the site's norm ("l2"), "max", "mean",
             "zscore" or "rank".
