@@ -757,6 +757,14 @@ def test_a_network_of_any_kind_learns_by_examples(nets):
 
 
 @pytest.mark.usefixtures("programs")
+def test_a_student_of_which_nothing_can_be_cut_is_taught_all_the_same(nets):
+    data, teacher = examples.read(nets / "data.npz"), nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    row = secateur.distill(nn.Linear(8, 3), teacher, data=data, out=nets / "out", steps=3, batch=16)
+    assert row.recovery.steps == 3
+    assert secateur.load(nets / "out", original=nn.Linear(8, 3)).weight.shape == (3, 8)
+
+
+@pytest.mark.usefixtures("programs")
 def test_a_student_that_came_nearer_and_only_guesses_is_of_no_use(nets):
     labels = np.load(nets / "data.npz")["labels"]
     mixed = np.random.default_rng(0).permutation(labels)  # what no network can know
