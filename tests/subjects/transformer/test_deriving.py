@@ -585,6 +585,7 @@ UNITS = {
     "RecurrentGemma": BLOCKS | ATTENTION | {"neurons", "channels"},
     "FalconH1": BLOCKS | ATTENTION | {"neurons", "channels"},
     "Mamba": {"layers", "mixer", "channels"},
+    "Mamba2": {"layers", "mixer"},
 }
 
 
