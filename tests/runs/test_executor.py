@@ -32,11 +32,14 @@ from secateur.errors import (
     ModelError,
     RunError,
     UnknownRecipeError,
+    UnsupportedError,
 )
 from secateur.runs import executor, keywords, measuring
 from secateur.score import magnitude
 from secateur.select import ranking
+from secateur.subjects import open_subject
 from secateur.vocabulary import Budget, Recovery, Result, Selection
+from subjects.hybrids import make_hybrid
 
 CALLS: list[str] = []
 
@@ -448,6 +451,24 @@ def test_bad_input_is_refused_before_anything_is_written(places, tmp_path):
     with pytest.raises(InfeasibleError):
         go(places, out, budget="params=1%")
     assert not out.exists()  # the corrected command may use the same folder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("minitron", "none of heads to cut, by which minitron goes: give the option shape=layers=2"),
+        ("ziplm", "none of heads, neurons to cut, by which ziplm goes"),
+    ],
+)
+def test_a_model_without_the_units_that_a_recipe_goes_by_is_refused_in_a_line(recipe, message, tmp_path):
+    """Mamba 2 has mixers alone."""
+    model = open_subject(make_hybrid("Mamba2", vocab_size=64), tokenizer=tiny.tokenizer())
+    with pytest.raises(UnsupportedError, match=f"this Mamba2ForCausalLM has {message}"):
+        executor.run(recipe, model, tiny.sentences(100), "params=75%", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    if recipe == "minitron":  # it goes on, and finds too few texts
+        with pytest.raises(DataError, match="give more texts"):
+            executor.run(recipe, model, tiny.sentences(100), "params=75%", tmp_path / "out", shape="layers=2")
 
 
 def test_a_run_yaml_repeats_the_run(places, tmp_path):

@@ -39,7 +39,7 @@ from secateur.runs.cards import write_card, write_whole_card
 from secateur.runs.measuring import Reference, with_threads
 from secateur.subjects.network import pretrained
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Evidence, Result, Training
+from secateur.vocabulary import Budget, Evidence, Result, Subject, Training
 
 __all__ = [
     "Recipe", "configured", "find_home", "hash_files", "inspect", "keep_details", "open_run", "options",
@@ -202,6 +202,7 @@ def run(
     by_blocks, card = backends.works_by_blocks(function), recipes.cards().get(function.__name__, {})
     lacking = _describe_options(card.get("offloaded", "" if by_blocks else None), flags)
     backend.check_place(subject, function.__name__, by_blocks=by_blocks, lacking=lacking)
+    _check_units(subject, function.__name__, card.get("needs", ""), flags)
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
     if on_data is not None:
@@ -344,6 +345,24 @@ def _check_part(function: Callable[..., object], part: str, flags: Mapping[str, 
             f"{name} gives layers shapes of their own, which can't be saved within the model that {part} is a part of: "
             f"{advice}take a recipe that keeps them alike, such as minitron, shortgpt, wanda or sparsegpt"
         )
+
+
+def _check_units(subject: Subject, recipe: str, told: str, flags: Mapping[str, object]) -> None:
+    """Refuse a model that has none of the units that the recipe goes by.
+
+    A card says under "needs" which they are, such as "heads, neurons", with "free " ahead where they have to be such as
+    can be cut. Behind " or " stands the option that does without them, such as "shape=layers=2".
+    """
+    kinds, _, other = told.partition(" or ")
+    if not kinds or (other and flags.get(other.partition("=")[0])):
+        return
+    units = subject.units()
+    sites = units.free() if kinds.startswith("free ") else units.sites.values()
+    wanted = kinds.removeprefix("free ")
+    if {site.kind for site in sites}.isdisjoint(wanted.split(", ")):
+        model = type(getattr(subject, "model", subject)).__name__
+        advice = f": give the option {other}, or one like it" if other else ""
+        raise UnsupportedError(f"this {model} has none of {wanted} to cut, by which {recipe} goes{advice}")
 
 
 def _describe_options(told: str | None, flags: Mapping[str, object]) -> str | None:
