@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -387,7 +387,38 @@ def _try_cut(subject: Transformer, kind: str, *, corrected: bool = True) -> str:
         trials = [keep, {name: ~stays for name, stays in keep.items()}]
     else:  # layers of unequal widths are built by other means
         trials = [keep, *([dict(list(keep.items())[:1])] if len(keep) > 1 else [])]
-    return next((why for one in trials if (why := _compare(subject, kind, one, corrected=corrected))), "")
+    wrong = next((why for one in trials if (why := _compare(subject, kind, one, corrected=corrected))), "")
+    return _try_states(subject, keep, corrected=corrected) if kind == "channels" and not wrong else wrong
+
+
+def _try_states(subject: Transformer, keep: Mapping[str, np.ndarray], *, corrected: bool) -> str:
+    """Cut channels; what is wrong with the cache or the states of the result, "" where they are as they should be.
+
+    A class may take their size from the config's number of channels, where it is another setting's.
+    """
+    if not keep or not subject.decodes:
+        return ""
+    checks = {"a first token with a cache": _start_cache, "a step behind its cache": _step_behind}
+    held = {name: check for name, check in checks.items() if not _run_check(check, subject.model)}
+    cut = subject.cut(Selection(keep), norm_correction=corrected)[0].model if held else subject.model
+    failed = ((name, why) for name, check in held.items() if (why := _run_check(check, cut)))
+    return next((f"with fewer of them, {name} {why}" for name, why in failed), "")
+
+
+def _run_check(check: Callable[[PreTrainedModel], str], model: PreTrainedModel) -> str:
+    """What a check finds wrong with a model, or how it fails."""
+    try:
+        return check(model)
+    except Exception as error:
+        return f"fails: {type(error).__name__}: {describe_error(error)}"
+
+
+def _start_cache(model: PreTrainedModel) -> str:
+    """What is wrong with texts of one token that fill a cache or states, beside a pass without."""
+    first, base = make_tokens()[:, :1], model.base_model
+    with torch.no_grad():
+        plain, filled = (base(input_ids=first, use_cache=use)[0] for use in (False, True))
+    return "" if _differ(filled, plain) < _NEAR else "gives other outputs than without"
 
 
 def _try_cache(subject: Transformer) -> str:
