@@ -34,11 +34,12 @@ from secateur.errors import (
     UnknownRecipeError,
     UnsupportedError,
 )
+from secateur.methods import timing
 from secateur.runs import executor, keywords, measuring
 from secateur.score import magnitude
 from secateur.select import ranking
 from secateur.subjects import open_subject
-from secateur.vocabulary import Budget, Recovery, Result, Selection
+from secateur.vocabulary import Budget, Figure, Recovery, Result, Selection
 from subjects.hybrids import make_hybrid
 
 CALLS: list[str] = []
@@ -451,6 +452,25 @@ def test_bad_input_is_refused_before_anything_is_written(places, tmp_path):
     with pytest.raises(InfeasibleError):
         go(places, out, budget="params=1%")
     assert not out.exists()  # the corrected command may use the same folder
+
+
+@pytest.mark.parametrize(
+    ("whole", "advice"),
+    [(1.2, "; no speedup is within reach on this machine: give a budget in another measure"), (4.0, "=3.2x$")],
+)
+def test_no_speedup_is_advised_that_would_be_refused_itself(places, tmp_path, monkeypatch, whole, advice):
+    """What is advised is a share of what a few runs promise, which may be less than 1."""
+
+    def time_whole_and_rest(probes, **options):
+        return {name: Figure(whole if name == "dense" else 1.0) for name in probes}
+
+    def hasty(subject, data: Corpus, budgets: Sequence[Budget], run, *, seed: int = 0) -> Iterator[Result]:
+        timing.refuse_far(budgets, len, len)
+        yield from ()
+
+    monkeypatch.setattr(timing.latency, "time_interleaved", time_whole_and_rest)
+    with pytest.raises(InfeasibleError, match=f"budget speedup=50x can't be met: .*{advice}"):
+        executor.run(hasty, places / "bert", places / "texts.txt", "speedup=50x", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import random
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,7 +28,7 @@ from secateur._utils.disk import guard
 from secateur._utils.noting import keep_notes, keep_notes_in
 from secateur._utils.rundir import Run, read_record
 from secateur.data import examples
-from secateur.errors import InputError, ModelError, RunError, UnsupportedError
+from secateur.errors import InfeasibleError, InputError, ModelError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.measure.latency import Phase, Timer
 from secateur.recover.training import lora, schedule
@@ -533,11 +534,16 @@ class _Job:
         np.random.seed(self.seed % 2**32)  # noqa: NPY002 - for libraries that draw from the global generator
         torch.manual_seed(self.seed)
         subject = self.reference.original
-        for result in self.function(subject, self.train, self.budgets, directory, **self.options):
-            noted = replace(result, notes=(*result.notes, *self.notes), predicted=self._predict(result))
-            del result
-            yield noted
-            del noted
+        try:
+            for result in self.function(subject, self.train, self.budgets, directory, **self.options):
+                noted = replace(result, notes=(*result.notes, *self.notes), predicted=self._predict(result))
+                del result
+                yield noted
+                del noted
+        except InfeasibleError as error:
+            if (told := _drop_idle_advice(str(error))) != str(error):
+                raise InfeasibleError(told, error.reachable) from error
+            raise
 
     def _predict(self, result: Result) -> Mapping[str, float]:
         """What the recipe predicts; of measures per batch at that of the measurement, where it has no batch itself."""
@@ -545,6 +551,18 @@ class _Job:
             return result.predicted
         costs = self.reference.backend.costs(result.subject, self.reference.environment)
         return {name: costs.get(name, value) for name, value in result.predicted.items()}
+
+
+def _drop_idle_advice(told: str) -> str:
+    """What is told of a budget out of reach; without advice to ask for a speedup of 1 or less, which is none.
+
+    It would be refused itself.
+    """
+    advice = re.search(r"ask for at most speedup=([\d.]+)x", told)
+    if advice is None or float(advice[1]) > 1:
+        return told
+    nothing = "no speedup is within reach on this machine: give a budget in another measure, such as params=75%"
+    return told.replace(advice[0], nothing)
 
 
 def _finished_rows(directory: Run, names: Sequence[str]) -> tuple[dict[str, Evidence], list[Evidence]]:
