@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 import secateur
 from secateur._utils.disk import cache_folder, writing
-from secateur.errors import SecateurError, UnsupportedError
+from secateur.errors import ModelError, SecateurError, UnsupportedError
 from secateur.subjects.network.checks import check_branches
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced
@@ -36,6 +36,7 @@ from secateur.subjects.transformer.cutting import BLOCKS
 from secateur.subjects.transformer.families import Family, find
 from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.making import make_subject
+from secateur.subjects.transformer.misfits import STORED_OTHERWISE, describe_misfit, describe_zeros
 from secateur.subjects.transformer.per_layer import get_setting
 from secateur.subjects.transformer.small_copy import (
     TOKENS,
@@ -103,9 +104,15 @@ def _read_kept(key: str) -> Family | None:
 def _build_outline(architecture: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     try:
         with torch.device("meta"):
-            return architecture(plain_config(config))
+            outline = architecture(plain_config(config))
     except Exception as error:
-        raise UnsupportedError(f"{architecture.__name__} can't be built ({describe_error(error)})") from error
+        why = describe_zeros(config) if isinstance(error, ZeroDivisionError) else ""
+        raise UnsupportedError(f"{architecture.__name__} can't be built ({why or describe_error(error)})") from error
+    if getattr(config.get_text_config(), "hidden_size", None) == 0:
+        raise UnsupportedError(f"{architecture.__name__} can't be built ({describe_zeros(config)})")
+    if STORED_OTHERWISE.isdisjoint(config.to_dict()):
+        outline.name_or_path = config._name_or_path
+    return outline
 
 
 def _derive_and_keep(outline: PreTrainedModel, key: str) -> Family:
@@ -114,6 +121,8 @@ def _derive_and_keep(outline: PreTrainedModel, key: str) -> Family:
     try:
         family = derive(outline)
     except UnsupportedError as error:
+        if misfit := describe_misfit(outline):
+            raise ModelError(misfit) from error
         raise UnsupportedError(f"{error}: secateur prune cuts it as any network") from error
     finally:
         torch.set_num_threads(threads)
@@ -167,6 +176,10 @@ def _quiet() -> Iterator[None]:
 
 def _derive(model: PreTrainedModel) -> Family:
     small = copy_small(model)
+    try:
+        run_model(small, make_tokens())
+    except Exception as error:
+        raise UnsupportedError(f"{type(model).__name__} can't run on tokens ({describe_error(error)})") from error
     with _same_positions(small) as shared:
         traced = Traced(_Read(small), Example.of((make_tokens(),)))
         try:
