@@ -435,6 +435,9 @@ def test_what_can_not_be_translated_is_refused(llama: Path, tmp_path: Path) -> N
     (bare / "adapter_model.safetensors").write_bytes(b"cut short")
     with pytest.raises(ModelError, match="is damaged or truncated"):
         translate_adapter(bare, llama / "small", tmp_path / "fit")
+    save_file({}, bare / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"adapter_model.safetensors holds no tensors: save the adapter again"):
+        translate_adapter(bare, llama / "small", tmp_path / "fit")
     prepare("llama", tmp_path, target_modules=["down_proj"], layers_to_transform=[1])
     small, _ = make("llama-tied-bias").cut(Selection({"attention": without(3, 0)}))
     small.save(tmp_path / "biased")
