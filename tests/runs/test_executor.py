@@ -32,11 +32,15 @@ from secateur.errors import (
     ModelError,
     RunError,
     UnknownRecipeError,
+    UnsupportedError,
 )
+from secateur.methods import timing
 from secateur.runs import executor, keywords, measuring
 from secateur.score import magnitude
 from secateur.select import ranking
-from secateur.vocabulary import Budget, Recovery, Result, Selection
+from secateur.subjects import open_subject
+from secateur.vocabulary import Budget, Figure, Recovery, Result, Selection
+from subjects.hybrids import make_hybrid
 
 CALLS: list[str] = []
 
@@ -448,6 +452,43 @@ def test_bad_input_is_refused_before_anything_is_written(places, tmp_path):
     with pytest.raises(InfeasibleError):
         go(places, out, budget="params=1%")
     assert not out.exists()  # the corrected command may use the same folder
+
+
+@pytest.mark.parametrize(
+    ("whole", "advice"),
+    [(1.2, "; no speedup is within reach on this machine: give a budget in another measure"), (4.0, "=3.2x$")],
+)
+def test_no_speedup_is_advised_that_would_be_refused_itself(places, tmp_path, monkeypatch, whole, advice):
+    """What is advised is a share of what a few runs promise, which may be less than 1."""
+
+    def time_whole_and_rest(probes, **options):
+        return {name: Figure(whole if name == "dense" else 1.0) for name in probes}
+
+    def hasty(subject, data: Corpus, budgets: Sequence[Budget], run, *, seed: int = 0) -> Iterator[Result]:
+        timing.refuse_far(budgets, len, len)
+        yield from ()
+
+    monkeypatch.setattr(timing.latency, "time_interleaved", time_whole_and_rest)
+    with pytest.raises(InfeasibleError, match=f"budget speedup=50x can't be met: .*{advice}"):
+        executor.run(hasty, places / "bert", places / "texts.txt", "speedup=50x", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("minitron", "none of heads to cut, by which minitron goes: give the option shape=layers=2"),
+        ("ziplm", "none of heads, neurons to cut, by which ziplm goes"),
+    ],
+)
+def test_a_model_without_the_units_that_a_recipe_goes_by_is_refused_in_a_line(recipe, message, tmp_path):
+    """Mamba 2 has mixers alone."""
+    model = open_subject(make_hybrid("Mamba2", vocab_size=64), tokenizer=tiny.tokenizer())
+    with pytest.raises(UnsupportedError, match=f"this Mamba2ForCausalLM has {message}"):
+        executor.run(recipe, model, tiny.sentences(100), "params=75%", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    if recipe == "minitron":  # it goes on, and finds too few texts
+        with pytest.raises(DataError, match="give more texts"):
+            executor.run(recipe, model, tiny.sentences(100), "params=75%", tmp_path / "out", shape="layers=2")
 
 
 def test_a_run_yaml_repeats_the_run(places, tmp_path):

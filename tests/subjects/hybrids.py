@@ -46,6 +46,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
     "RecurrentGemma": _DENSE | {"num_hidden_layers": 4, "lru_width": 32, "head_dim": 8},
     "FalconH1": _DENSE | _MAMBA | {"num_hidden_layers": 2, "mamba_d_ssm": 64},
     "Mamba": _SIZES | {"num_hidden_layers": 3, "state_size": 16},
+    "Mamba2": _SIZES | {"num_hidden_layers": 3, "state_size": 16, "num_heads": 8, "head_dim": 8, "n_groups": 2},
 }
 
 

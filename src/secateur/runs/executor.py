@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import random
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -27,7 +28,7 @@ from secateur._utils.disk import guard
 from secateur._utils.noting import keep_notes, keep_notes_in
 from secateur._utils.rundir import Run, read_record
 from secateur.data import examples
-from secateur.errors import InputError, ModelError, RunError, UnsupportedError
+from secateur.errors import InfeasibleError, InputError, ModelError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.measure.latency import Phase, Timer
 from secateur.recover.training import lora, schedule
@@ -39,7 +40,7 @@ from secateur.runs.cards import write_card, write_whole_card
 from secateur.runs.measuring import Reference, with_threads
 from secateur.subjects.network import pretrained
 from secateur.subjects.network.traced import Traced
-from secateur.vocabulary import Budget, Evidence, Result, Training
+from secateur.vocabulary import Budget, Evidence, Result, Subject, Training
 
 __all__ = [
     "Recipe", "configured", "find_home", "hash_files", "inspect", "keep_details", "open_run", "options",
@@ -202,6 +203,7 @@ def run(
     by_blocks, card = backends.works_by_blocks(function), recipes.cards().get(function.__name__, {})
     lacking = _describe_options(card.get("offloaded", "" if by_blocks else None), flags)
     backend.check_place(subject, function.__name__, by_blocks=by_blocks, lacking=lacking)
+    _check_units(subject, function.__name__, card.get("needs", ""), flags)
     # Once, and before the recipe: what quality is measured on, it never sees.
     parts = splits.Parts() if corpus is None else splits.split(backend, corpus, apart, subject, seed=seed)
     if on_data is not None:
@@ -344,6 +346,24 @@ def _check_part(function: Callable[..., object], part: str, flags: Mapping[str, 
             f"{name} gives layers shapes of their own, which can't be saved within the model that {part} is a part of: "
             f"{advice}take a recipe that keeps them alike, such as minitron, shortgpt, wanda or sparsegpt"
         )
+
+
+def _check_units(subject: Subject, recipe: str, told: str, flags: Mapping[str, object]) -> None:
+    """Refuse a model that has none of the units that the recipe goes by.
+
+    A card says under "needs" which they are, such as "heads, neurons", with "free " ahead where they have to be such as
+    can be cut. Behind " or " stands the option that does without them, such as "shape=layers=2".
+    """
+    kinds, _, other = told.partition(" or ")
+    if not kinds or (other and flags.get(other.partition("=")[0])):
+        return
+    units = subject.units()
+    sites = units.free() if kinds.startswith("free ") else units.sites.values()
+    wanted = kinds.removeprefix("free ")
+    if {site.kind for site in sites}.isdisjoint(wanted.split(", ")):
+        model = type(getattr(subject, "model", subject)).__name__
+        advice = f": give the option {other}, or one like it" if other else ""
+        raise UnsupportedError(f"this {model} has none of {wanted} to cut, by which {recipe} goes{advice}")
 
 
 def _describe_options(told: str | None, flags: Mapping[str, object]) -> str | None:
@@ -514,11 +534,16 @@ class _Job:
         np.random.seed(self.seed % 2**32)  # noqa: NPY002 - for libraries that draw from the global generator
         torch.manual_seed(self.seed)
         subject = self.reference.original
-        for result in self.function(subject, self.train, self.budgets, directory, **self.options):
-            noted = replace(result, notes=(*result.notes, *self.notes), predicted=self._predict(result))
-            del result
-            yield noted
-            del noted
+        try:
+            for result in self.function(subject, self.train, self.budgets, directory, **self.options):
+                noted = replace(result, notes=(*result.notes, *self.notes), predicted=self._predict(result))
+                del result
+                yield noted
+                del noted
+        except InfeasibleError as error:
+            if (told := _drop_idle_advice(str(error))) != str(error):
+                raise InfeasibleError(told, error.reachable) from error
+            raise
 
     def _predict(self, result: Result) -> Mapping[str, float]:
         """What the recipe predicts; of measures per batch at that of the measurement, where it has no batch itself."""
@@ -526,6 +551,18 @@ class _Job:
             return result.predicted
         costs = self.reference.backend.costs(result.subject, self.reference.environment)
         return {name: costs.get(name, value) for name, value in result.predicted.items()}
+
+
+def _drop_idle_advice(told: str) -> str:
+    """What is told of a budget out of reach; without advice to ask for a speedup of 1 or less, which is none.
+
+    It would be refused itself.
+    """
+    advice = re.search(r"ask for at most speedup=([\d.]+)x", told)
+    if advice is None or float(advice[1]) > 1:
+        return told
+    nothing = "no speedup is within reach on this machine: give a budget in another measure, such as params=75%"
+    return told.replace(advice[0], nothing)
 
 
 def _finished_rows(directory: Run, names: Sequence[str]) -> tuple[dict[str, Evidence], list[Evidence]]:

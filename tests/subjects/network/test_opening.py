@@ -14,6 +14,7 @@ from accelerate import cpu_offload
 from torch import nn
 
 import secateur
+import tiny
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects.network.opening import build_network, is_saved, load_saved, open_network, open_saved
 from secateur.subjects.network.traced import open_traced, reload_traced
@@ -31,6 +32,24 @@ def build():
 def cut_in_half(model, inputs=None):
     subject = open_traced(model, inputs, prove=False)
     return subject.cut(nets.half(subject))[0]
+
+
+def test_a_model_of_transformers_in_memory_gets_the_inputs_that_its_folder_gets(tmp_path: Path) -> None:
+    tiny.folder("qwen3", tmp_path)
+    wanted = build_network(tmp_path)[1]
+    model = tiny.model("qwen3")
+    given = build_network(model)[1]
+    assert isinstance(wanted, dict)
+    assert isinstance(given, dict)
+    assert given.keys() == wanted.keys()
+    assert torch.equal(given["input_ids"], wanted["input_ids"])
+    _, cut = secateur.prune(model, budget="params=75%")
+    assert cut.after["params"] <= 0.75 * cut.before["params"]
+
+
+def test_a_network_in_memory_without_inputs_is_refused_in_the_words_of_python() -> None:
+    with pytest.raises(InputError, match=r"or their shape, such as '1x3x224x224', as example_inputs of secateur.prune"):
+        secateur.prune(nn.Linear(3, 4))
 
 
 @pytest.fixture

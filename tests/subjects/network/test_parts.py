@@ -27,6 +27,14 @@ TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num
 TEXT |= {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
+def test_parts_that_are_there_are_listed_by_what_they_may_be_called() -> None:
+    """A model of texts alone calls none of its modules language_model, and `--part language_model` runs."""
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT))
+    assert parts.find_path(model, "language_model") == "model"
+    with pytest.raises(InputError, match="has no part 'vision_tower': it has layers, language_model$"):
+        parts.find_path(model, "vision_tower")
+
+
 def make_llava() -> transformers.PreTrainedModel:
     """Its tower gives hidden states, which a projector widens."""
     image = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -21,6 +21,7 @@ from secateur.runs.exporting import export
 from secateur.subjects import Transformer, load, open_subject
 from secateur.subjects.transformer.adapters import translate_adapter
 from secateur.vocabulary import Selection
+from subjects.hybrids import make_hybrid
 from subjects.tiny import make, padded, run, selections, without
 
 FAMILIES = ("llama", "qwen3", "gpt2-scaled", "bert-mlm")
@@ -206,6 +207,13 @@ def test_the_map_leads_through_repeated_cuts_to_the_dense_model(tmp_path: Path) 
     ours = open_subject(peft.PeftModel.from_pretrained(load(tmp_path / "small"), str(fit)).merge_and_unload())
     batch = wanted.example(2, 9)
     torch.testing.assert_close(run(ours, batch), run(wanted, batch), rtol=1e-5, atol=1e-5)
+
+
+def test_a_base_whose_config_says_infinity_is_read_from_the_map(tmp_path: Path) -> None:
+    """Mamba 2 limits its time steps to (0, inf), which JSON has no number for."""
+    make_hybrid("Mamba2").save_pretrained(tmp_path / "base")
+    merged = adapt(tmp_path / "base", tmp_path / "adapter", target_modules=["in_proj"])
+    compare(tmp_path / "base", merged, {"layers": without(3, 1)}, tmp_path / "adapter", tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -426,6 +434,9 @@ def test_what_can_not_be_translated_is_refused(llama: Path, tmp_path: Path) -> N
         translate_adapter(bare, llama / "small", tmp_path / "fit")
     (bare / "adapter_model.safetensors").write_bytes(b"cut short")
     with pytest.raises(ModelError, match="is damaged or truncated"):
+        translate_adapter(bare, llama / "small", tmp_path / "fit")
+    save_file({}, bare / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match=r"adapter_model.safetensors holds no tensors: save the adapter again"):
         translate_adapter(bare, llama / "small", tmp_path / "fit")
     prepare("llama", tmp_path, target_modules=["down_proj"], layers_to_transform=[1])
     small, _ = make("llama-tied-bias").cut(Selection({"attention": without(3, 0)}))

@@ -23,6 +23,7 @@ from secateur.subjects import Moe, Transformer, open_subject
 from secateur.subjects.transformer import blocks, deriving, families, layout, shapes
 from secateur.subjects.transformer.costs import Profile
 from secateur.subjects.transformer.deriving import derive, find_family, prove
+from secateur.subjects.transformer.making import make_subject
 from secateur.subjects.transformer.small_copy import copy_small
 from secateur.vocabulary import Selection
 from subjects.hybrids import HYBRIDS, make_hybrid
@@ -409,8 +410,15 @@ def test_one_head_of_keys_for_all_is_counted_once_and_quietly() -> None:
 
 @pytest.mark.wide
 def test_a_scale_of_embeddings_in_bfloat16_is_folded_as_it_is() -> None:
-    subject = open_subject(make_hybrid("RecurrentGemma"))
+    model = make_hybrid("RecurrentGemma")
+    subject = make_subject(model, replace(open_subject(model).family, whole={}))
     assert find_change(subject, {"channels": np.arange(32) < 24}) < 1e-5
+
+
+def test_channels_stay_where_states_take_their_size_from_them() -> None:
+    """Those of a RecurrentGemma's convolutions are as wide as its mixers: the first token of a text found too few."""
+    found = open_subject(make_hybrid("RecurrentGemma")).family.whole["channels"]
+    assert found.startswith("with fewer of them, a first token with a cache fails: RuntimeError: Sizes of tensors ")
 
 
 def test_what_a_layer_does_by_its_number_goes_with_it() -> None:
@@ -582,9 +590,10 @@ UNITS = {
     "Bamba": BLOCKS | ATTENTION | {"neurons"},
     "NemotronH": BLOCKS | ATTENTION | {"neurons"},
     "NemotronH-moe": BLOCKS | ATTENTION | {"experts", "expert_neurons", "shared_neurons"},
-    "RecurrentGemma": BLOCKS | ATTENTION | {"neurons", "channels"},
+    "RecurrentGemma": BLOCKS | ATTENTION | {"neurons"},
     "FalconH1": BLOCKS | ATTENTION | {"neurons", "channels"},
     "Mamba": {"layers", "mixer", "channels"},
+    "Mamba2": {"layers", "mixer"},
 }
 
 

@@ -16,6 +16,7 @@ from secateur.subjects.transformer import export, steps
 from secateur.subjects.transformer.export import to_decilm, to_onnx
 from secateur.vocabulary import Selection
 from strangers import run_without_secateur
+from subjects.hybrids import make_hybrid
 from subjects.tiny import make, without
 from subjects.transformer.test_loading import tokenizer
 from subjects.transformer.test_saving import cuts
@@ -183,6 +184,24 @@ def test_onnx_generates_like_pytorch(tmp_path: Path, name: str) -> None:
         found.append(step)
     assert torch.equal(torch.cat(found, 1), wanted)
     assert (tmp_path / "out" / "generation_config.json").is_file()
+
+
+@pytest.mark.wide
+@pytest.mark.slow
+def test_onnx_of_what_keeps_other_states_reads_whole_texts(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    subject = open_subject(make_hybrid("Lfm2"))
+    (note,) = to_onnx(subject, tmp_path / "out")
+    assert note == (
+        "a Lfm2ForCausalLM keeps other states than keys and values, so the file reads whole texts and does not generate"
+    )
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"])
+    example = subject.example(2, 300)
+    (given,) = session.run(None, {key: tensor.numpy() for key, tensor in example.items()})
+    with torch.no_grad():
+        np.testing.assert_allclose(given, subject.forward(example).prediction.numpy(), atol=1e-4, rtol=1e-4)
+    with pytest.raises(UnsupportedError, match="a Mamba2ForCausalLM can't be exported to ONNX: how it computes"):
+        to_onnx(open_subject(make_hybrid("Mamba2")), tmp_path / "scan")
 
 
 @pytest.mark.wide

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from secateur.errors import UnsupportedError
+from secateur.subjects import open_subject
 from secateur.subjects.transformer import steps
 from secateur.vocabulary import Selection
+from subjects.hybrids import make_hybrid
 from subjects.tiny import GENERATORS, make, without
 
 LENGTH = 9
@@ -42,6 +44,12 @@ def test_a_step_says_what_a_pass_over_the_whole_text_says_last(name: str) -> Non
 def test_what_reads_whole_texts_has_no_step(name: str) -> None:
     with pytest.raises(UnsupportedError, match=r"reads whole texts and has no cache: .*environment=prefill"):
         steps.decode(make(name), 2, LENGTH)
+
+
+@pytest.mark.parametrize("name", ["Mamba2", "RecurrentGemma", "Lfm2", "Qwen3_5"])
+def test_states_of_recurrences_and_convolutions_are_no_keys_and_values(name: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"a {name}ForCausalLM keeps other states than keys and values"):
+        steps.CachedPass(open_subject(make_hybrid(name)))
 
 
 def test_a_stack_has_one_kind_of_block_alone() -> None:

@@ -40,6 +40,7 @@ CARD = {
     "recovers": "logit distillation from the original, with hidden states where many layers went",
     "extra": "",
     "family": "language",
+    "needs": "heads or shape=layers=2",
 }
 
 WIDTHS = ("heads", "neurons", "channels")
@@ -386,9 +387,8 @@ def merge_heads(student: Transformer, scores: Scores, heads: int) -> Transformer
     """A copy whose heads that stay took over the residual of those that will go (section 2.2)."""
     merged, units = student.copy(), student.units("heads")
     keep = by_counts(units, scores, {"heads": heads}).keep
-    for layer in range(len(student.layers())):
-        if (site := f"layers.{layer}.heads") not in units.sites:  # of another kind, such as a mixer
-            continue
+    for layer in [n for n in range(len(student.layers())) if f"layers.{n}.heads" in keep]:  # others have a mixer, say
+        site = f"layers.{layer}.heads"
         group = None if units[site].group is None else torch.as_tensor(units[site].group)
         worth, stays = torch.as_tensor(scores[site]), torch.as_tensor(keep[site])
         for name, dim, start, length in merged.head_slices(layer):

@@ -41,6 +41,7 @@ CARD = {
     "extra": "",
     "family": "language",
     "parts": "no",
+    "needs": "free heads, neurons",
 }
 
 

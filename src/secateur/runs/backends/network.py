@@ -55,7 +55,7 @@ class Network(Backend[Traced, Examples, Arguments]):
     def takes(self, source: NetworkSource) -> bool:
         """Modules, names of functions that build one, folders of saved cuts, and of transformers that read no texts."""
         if isinstance(source, nn.Module):
-            return not any(kind.__module__ == "transformers.modeling_utils" for kind in type(source).__mro__)
+            return not pretrained.is_model(source)
         if plugins.names_function(source) or is_saved(source):
             return True
         return pretrained.is_pretrained(source) and not pretrained.reads_texts(str(source))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from secateur._utils import devices, modes, plugins, rundir
 from secateur.errors import InputError, ModelError, SecateurError, UnsupportedError
@@ -60,8 +60,8 @@ def build_network(
 ) -> tuple[nn.Module, object]:
     """(module, example inputs) of a module, or of the name of a function that builds one.
 
-    inputs: what it runs on, or a shape such as "1x3x224x224"; what the function gives, or `first` of the module,
-    if None. Raises `UnsupportedError` for one that is offloaded, and `InputError` where inputs are lacking.
+    inputs: what it runs on, or a shape such as "1x3x224x224"; if None what the function gives, or `first` of the module,
+    and of a model of transformers short ones of its kind (`pretrained.make_inputs`). Raises `UnsupportedError` for one that is offloaded, and `InputError` where inputs are lacking.
     """
     module, example = _build(model) if isinstance(model, str | Path) else (model, None)
     if devices.is_offloaded(module):  # first, for no inputs would help
@@ -73,12 +73,17 @@ def build_network(
         example = _random_inputs(inputs, module) if isinstance(inputs, str) else inputs
     if example is None and first is not None:
         example = first(module)
-    if example is None and isinstance(model, str | Path) and pretrained.is_pretrained(model):
-        example = pretrained.make_inputs(module)
-    if example is None:
-        what = model if isinstance(model, str | Path) else type(model).__name__
+    if example is None and (pretrained.is_pretrained(model) or pretrained.is_model(model)):
+        example = pretrained.make_inputs(cast("PreTrainedModel", module))
+        example = {name: one.to(module.device) if isinstance(one, Tensor) else one for name, one in example.items()}
+    if example is None and isinstance(model, nn.Module):
         raise InputError(
-            f"{what} comes without example inputs: give their shape, such as --input 1x3x224x224, "
+            f"{type(model).__name__} comes without example inputs: give them, or their shape, such as '1x3x224x224', "
+            "as example_inputs of secateur.prune and inputs of other functions"
+        )
+    if example is None:
+        raise InputError(
+            f"{model} comes without example inputs: give their shape, such as --input 1x3x224x224, "
             "or let its function return (model, inputs)"
         )
     return module, example

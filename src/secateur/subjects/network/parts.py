@@ -123,7 +123,8 @@ def find_path(model: nn.Module, name: str) -> str:
     if not found and name == _PROJECTOR and (meant.get("vision_tower") or meant.get("audio_tower")):
         found = [path for path in there if not _is_model(paths[path], [paths.get(coder) for coder in meant.values()])]
     if len(found) != 1:
-        listed = ", ".join(path.rpartition(".")[2] for path in there) or "none"
+        names = [path.rpartition(".")[2] for path in there] + [kind for kind, path in meant.items() if path]
+        listed = ", ".join(dict.fromkeys(names)) or "none"
         several = f"{len(found)} parts called {name!r}, {', '.join(found[:3])}: name one by its path" if found else ""
         raise InputError(f"{type(model).__name__} has {several or f'no part {name!r}: it has {listed}'}")
     return str(found[0])

@@ -34,6 +34,7 @@ __all__ = [
     "find_gguf",
     "find_home",
     "has_experts",
+    "is_model",
     "is_pretrained",
     "is_rebuilt",
     "lacks_map",
@@ -67,6 +68,11 @@ def is_pretrained(source: object) -> bool:
         return False
     hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)) and not Path(source).parent.exists()
     return (Path(source) / "config.json").is_file() or find_gguf(source) is not None or bool(hub)
+
+
+def is_model(source: object) -> bool:
+    """Whether it is a model of transformers itself."""
+    return any(kind.__module__ == "transformers.modeling_utils" for kind in type(source).__mro__)
 
 
 def find_gguf(source: str | Path) -> Path | None:

@@ -194,6 +194,8 @@ def read_factors(file: Path) -> dict[str, Tensor]:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file} is damaged or truncated ({str(error)[:120]}): save the adapter again") from error
+    if not tensors:
+        raise ModelError(f"{file} holds no tensors: save the adapter again")
     for name, tensor in tensors.items():
         if not name.startswith(low_rank.PREFIX):
             raise ModelError(f"{file} holds {name}, which is no name of an adapter's: save it again by peft")

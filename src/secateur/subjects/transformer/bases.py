@@ -38,7 +38,8 @@ def outline(origin: Origin, where: Path) -> Layout:
     try:
         if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
             raise ValueError(f"{origin.architecture} is no model of transformers")
-        config = CONFIG_MAPPING[origin.config["model_type"]].from_dict(dict(origin.config))
+        said = {name: _read_floats(value) for name, value in origin.config.items()}
+        config = CONFIG_MAPPING[origin.config["model_type"]].from_dict(said)
         if config.num_hidden_layers > _MOST_LAYERS:
             raise ValueError(f"it says that its base has {config.num_hidden_layers} layers")
         family = find_family(kind, config)
@@ -49,6 +50,16 @@ def outline(origin: Origin, where: Path) -> Layout:
         line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise ModelError(f"{where / saving.MAP} is damaged ({line}): cut the model again") from error
     return layout
+
+
+def _read_floats(value: object) -> object:
+    """A value of a config with its infinities and NaN, which transformers writes as {"__float__": "Infinity"}."""
+    if isinstance(value, dict):
+        tag = value.get("__float__")
+        if len(value) == 1 and tag in ("Infinity", "-Infinity", "NaN"):
+            return float(tag)
+        return {name: _read_floats(inner) for name, inner in value.items()}
+    return [_read_floats(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _check_map(layout: Layout, kept: Kept, ratio: float) -> None:

@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 import secateur
 from secateur._utils.disk import cache_folder, writing
-from secateur.errors import SecateurError, UnsupportedError
+from secateur.errors import ModelError, SecateurError, UnsupportedError
 from secateur.subjects.network.checks import check_branches
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced
@@ -36,6 +36,7 @@ from secateur.subjects.transformer.cutting import BLOCKS
 from secateur.subjects.transformer.families import Family, find
 from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.making import make_subject
+from secateur.subjects.transformer.misfits import STORED_OTHERWISE, describe_misfit, describe_zeros
 from secateur.subjects.transformer.per_layer import get_setting
 from secateur.subjects.transformer.small_copy import (
     TOKENS,
@@ -103,9 +104,15 @@ def _read_kept(key: str) -> Family | None:
 def _build_outline(architecture: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     try:
         with torch.device("meta"):
-            return architecture(plain_config(config))
+            outline = architecture(plain_config(config))
     except Exception as error:
-        raise UnsupportedError(f"{architecture.__name__} can't be built ({describe_error(error)})") from error
+        why = describe_zeros(config) if isinstance(error, ZeroDivisionError) else ""
+        raise UnsupportedError(f"{architecture.__name__} can't be built ({why or describe_error(error)})") from error
+    if getattr(config.get_text_config(), "hidden_size", None) == 0:
+        raise UnsupportedError(f"{architecture.__name__} can't be built ({describe_zeros(config)})")
+    if STORED_OTHERWISE.isdisjoint(config.to_dict()):
+        outline.name_or_path = config._name_or_path
+    return outline
 
 
 def _derive_and_keep(outline: PreTrainedModel, key: str) -> Family:
@@ -114,6 +121,8 @@ def _derive_and_keep(outline: PreTrainedModel, key: str) -> Family:
     try:
         family = derive(outline)
     except UnsupportedError as error:
+        if misfit := describe_misfit(outline):
+            raise ModelError(misfit) from error
         raise UnsupportedError(f"{error}: secateur prune cuts it as any network") from error
     finally:
         torch.set_num_threads(threads)
@@ -167,6 +176,10 @@ def _quiet() -> Iterator[None]:
 
 def _derive(model: PreTrainedModel) -> Family:
     small = copy_small(model)
+    try:
+        run_model(small, make_tokens())
+    except Exception as error:
+        raise UnsupportedError(f"{type(model).__name__} can't run on tokens ({describe_error(error)})") from error
     with _same_positions(small) as shared:
         traced = Traced(_Read(small), Example.of((make_tokens(),)))
         try:
@@ -387,7 +400,38 @@ def _try_cut(subject: Transformer, kind: str, *, corrected: bool = True) -> str:
         trials = [keep, {name: ~stays for name, stays in keep.items()}]
     else:  # layers of unequal widths are built by other means
         trials = [keep, *([dict(list(keep.items())[:1])] if len(keep) > 1 else [])]
-    return next((why for one in trials if (why := _compare(subject, kind, one, corrected=corrected))), "")
+    wrong = next((why for one in trials if (why := _compare(subject, kind, one, corrected=corrected))), "")
+    return _try_states(subject, keep, corrected=corrected) if kind == "channels" and not wrong else wrong
+
+
+def _try_states(subject: Transformer, keep: Mapping[str, np.ndarray], *, corrected: bool) -> str:
+    """Cut channels; what is wrong with the cache or the states of the result, "" where they are as they should be.
+
+    A class may take their size from the config's number of channels, where it is another setting's.
+    """
+    if not keep or not subject.decodes:
+        return ""
+    checks = {"a first token with a cache": _start_cache, "a step behind its cache": _step_behind}
+    held = {name: check for name, check in checks.items() if not _run_check(check, subject.model)}
+    cut = subject.cut(Selection(keep), norm_correction=corrected)[0].model if held else subject.model
+    failed = ((name, why) for name, check in held.items() if (why := _run_check(check, cut)))
+    return next((f"with fewer of them, {name} {why}" for name, why in failed), "")
+
+
+def _run_check(check: Callable[[PreTrainedModel], str], model: PreTrainedModel) -> str:
+    """What a check finds wrong with a model, or how it fails."""
+    try:
+        return check(model)
+    except Exception as error:
+        return f"fails: {type(error).__name__}: {describe_error(error)}"
+
+
+def _start_cache(model: PreTrainedModel) -> str:
+    """What is wrong with texts of one token that fill a cache or states, beside a pass without."""
+    first, base = make_tokens()[:, :1], model.base_model
+    with torch.no_grad():
+        plain, filled = (base(input_ids=first, use_cache=use)[0] for use in (False, True))
+    return "" if _differ(filled, plain) < _NEAR else "gives other outputs than without"
 
 
 def _try_cache(subject: Transformer) -> str:

@@ -33,7 +33,8 @@ def to_onnx(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     that Optimum and onnxruntime's generators know. past is 0 for a prompt. I counts the layers that have attention, and
     leaves out those that have lost it: a generator must take names and shapes from the file and not from config.json,
     whose layers count all. (Where none has attention, all are there, with one head of width 1 that counts tokens.)
-    One that keeps other states is written without them, which a note says.
+    One that keeps other states is written without them, which a note says; `UnsupportedError` where the file would hold
+    for texts of one length only.
 
     The file is run under onnxruntime on inputs of other sizes than the traced ones, with padding; `NumericalError` if
     any output is off by more than 1e-4 of its largest value.
@@ -78,6 +79,7 @@ def _write_pass(subject: Transformer, path: Path) -> tuple[str, ...]:
         input_names=["input_ids", "attention_mask"],
         output_names=names,
     )
+    _check_free(subject, path)
     batches = []
     for batch, length in ((1, 5), (4, 17)):
         example = subject.example(batch, length)
@@ -89,6 +91,19 @@ def _write_pass(subject: Transformer, path: Path) -> tuple[str, ...]:
         batches.append((example, [(one, real if one.shape[:2] == (batch, length) else ...) for one in expected]))
     onnx_files.check(path, batches)
     return ()
+
+
+def _check_free(subject: Transformer, path: Path) -> None:
+    """Raise `UnsupportedError` for a file that holds for texts as long as the traced ones alone.
+
+    As that of a model whose states go from token to token in a loop, which the exporter writes out.
+    """
+    shape = onnx_files.open_session(path).get_inputs()[0].shape
+    if any(isinstance(size, int) for size in shape):
+        raise UnsupportedError(
+            f"a {type(subject.model).__name__} can't be exported to ONNX: how it computes its states depends on the "
+            "length of the text, so the file would take texts of one length only"
+        )
 
 
 def _write_generating(subject: Transformer, path: Path) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ from secateur.subjects.transformer import dequantising, files, low_rank, packing
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.families import Family, find
 from secateur.subjects.transformer.making import make_subject
+from secateur.subjects.transformer.misfits import describe_zeros
 from secateur.subjects.transformer.origin import Origin, hash_model
 from secateur.subjects.transformer.small_copy import reads_texts
 from secateur.subjects.transformer.streamed import Streamed
@@ -602,6 +603,11 @@ def _line(error: BaseException) -> str:
     text = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     if "ignore_mismatched_sizes" in text[0]:
         return "config.json gives other sizes than the weights have, as the report above says of each: correct it"
+    if isinstance(error, ZeroDivisionError):
+        places = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+        held = (place.get(name) for place in places for name in ("config", "self"))
+        zeros = (describe_zeros(config) for config in held if isinstance(config, PretrainedConfig))
+        return next(filter(None, zeros), text[0])
     where = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(error.__traceback__)]
     if isinstance(error, KeyError) and where[-1:] == ["transformers.activations"]:
         return f"transformers has no activation {error}: correct it in config.json"

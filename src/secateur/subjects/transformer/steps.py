@@ -86,9 +86,9 @@ class CachedPass(nn.Module):
         cache = DynamicCache(config=subject.model.config)
         with torch.no_grad():
             self.call(ids, torch.arange(2)[None], cache)
-        filled = [(index, layer) for index, layer in enumerate(cache.layers) if layer.is_initialized]
-        plain = (DynamicLayer, DynamicSlidingWindowLayer)
-        if not filled or not all(type(layer) in plain for layer in cache.layers):
+        plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
+        filled = [(index, layer) for index, layer in enumerate(cache.layers) if plain and layer.is_initialized]
+        if not filled:
             raise UnsupportedError(f"a {type(subject.model).__name__} keeps other states than keys and values")
         lost = {module.layer for module in subject.model.modules() if isinstance(module, Removed)}
         self.marks = [index for index, _ in filled if index in lost]
