@@ -20,6 +20,7 @@ from secateur.formats import onnx_files
 from secateur.measure import sparsity
 from secateur.recover.quantization import quantise
 from secateur.reports import display
+from secateur.runs import places
 from secateur.runs.backends import Data
 from secateur.runs.backends.language import Language, stored_bytes
 from secateur.runs.cards import write_export_card
@@ -76,6 +77,7 @@ def export(
     target = Path(out) if out is not None else _choose_target(Path(folder), to)
     if target.exists():
         raise InputError(f"{target} is there already: choose another folder, or remove it")
+    places.refuse_other(folder, networks=True)
     subject = _open(folder, to, stream=stream)
     with writing(target) as temporary:
         notes = write(subject, temporary, to, data)

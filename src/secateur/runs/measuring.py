@@ -24,7 +24,7 @@ from secateur.measure import latency, memory, sparsity
 from secateur.measure.environment import describe as describe_machine
 from secateur.reports import display, evidence
 from secateur.reports.details import Details
-from secateur.runs import backends, keywords, splits
+from secateur.runs import backends, keywords, places, splits
 from secateur.runs.backends import AnyBackend, Data, Row, Source
 from secateur.subjects.network.opening import is_saved
 from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result, Subject, html_table
@@ -488,6 +488,7 @@ def measure(
                 "exported from, whose outputs it gives, or a detector's boxes by "
                 "secateur.subjects.network.exported.Exported"
             )
+        places.refuse_other(source, networks=True)
     several = len(others) > 1
     if several:
         from secateur.runs.distilling import ensembles  # one model does without
