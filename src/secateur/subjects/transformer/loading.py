@@ -135,8 +135,13 @@ def open_subject(
 def _open_gguf(
     file: Path, tokenizer: Tokenizer | None, dtype: torch.dtype | str | None, quantised: bool
 ) -> Transformer:
-    """The model in a GGUF file. Its folder is what lies beside it, licence and card too, if no other model does."""
+    """The model in a GGUF file. Its folder is what lies beside it, licence and card too, if no other model does.
+
+    And the tokenizer, where the file has none.
+    """
     model, own, bits = dequantising.read_gguf(file, dtype, quantised=quantised)
+    if own is None and tokenizer is None and _lies_alone(file):
+        own = read_tokenizer(file.parent)
     subject = open_subject(model, tokenizer=tokenizer or own)
     if bits is not None and quantised:
         subject.stored = Stored(bits, float(file.stat().st_size))
@@ -174,7 +179,9 @@ def copy_files(source: str | Path, folder: Path) -> None:
     if file is None:
         copy_beside(locate(source), folder)
         return
-    dequantising.read_gguf_tokenizer(file).save_pretrained(folder)
+    tokenizer = dequantising.read_gguf_tokenizer(file)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     if _lies_alone(file):
         copy_beside(file.parent, folder)
 
