@@ -49,6 +49,7 @@ __all__ = [
     "Folders",
     "check_outline",
     "copy_files",
+    "count_bytes",
     "count_stored",
     "hash_gguf",
     "load",
@@ -156,13 +157,22 @@ def hash_gguf(file: Path) -> str | None:
 
 
 def count_stored(source: str | Path) -> float:
-    """Bytes of the weights at `source` where they are stored quantised or packed; 0 for floating point."""
+    """Bytes of the weights at `source`, and of its branches, where they are quantised or packed; 0 for floating point.
+
+    By the files that hold them.
+    """
     file = find_gguf(source)
     if file is not None:
         return 0.0 if dequantising.has_floats(file) else float(file.stat().st_size)
     root = locate(source)
     packed = {"quantization_config", unpacking.KEY} & checkpoints.read_json(root / "config.json").keys()
-    return float(sum(path.stat().st_size for path in root.glob("*.safetensors"))) if packed else 0.0
+    return count_bytes(root) if packed else 0.0
+
+
+def count_bytes(folder: Path) -> float:
+    """Bytes of the files that hold the weights of the model in `folder`, and its branches."""
+    places = (folder, folder / low_rank.FOLDER)
+    return float(sum(path.stat().st_size for place in places for path in place.glob("*.safetensors")))
 
 
 def _lies_alone(file: Path) -> bool:
