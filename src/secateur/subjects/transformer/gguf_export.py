@@ -22,7 +22,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
 from secateur.formats import expert_tensors
-from secateur.subjects.transformer import dequantising, low_rank, saving
+from secateur.subjects.transformer import dequantising, saving
+from secateur.subjects.transformer.export import refuse_additions
 from secateur.subjects.transformer.subject import Transformer
 
 if TYPE_CHECKING:
@@ -134,8 +135,7 @@ def _choose(subject: Transformer) -> _Form:
     if form is None or not subject.causal:
         known = ", ".join(_FORMS)
         raise UnsupportedError(f"a {name} can't be written as GGUF here: language models of {known} can")
-    if saving.is_sliced(config) or low_rank.find_branches(subject.model):
-        raise UnsupportedError("GGUF has no linears on residual connections and no branches: export without them")
+    refuse_additions(subject, "GGUF")
     rope = config.rope_parameters or {}
     if rope.get("rope_type", "default") not in form.ropes:
         raise UnsupportedError(
