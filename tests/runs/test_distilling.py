@@ -165,7 +165,7 @@ def test_adapters_leave_a_plain_model_in_which_linears_have_moved(places, tmp_pa
     assert all(name.endswith("_proj.weight") for name in moved)
 
 
-def test_the_same_call_resumes_and_another_is_refused(places, tmp_path, monkeypatch):
+def test_the_same_call_resumes_and_another_is_refused(places, tmp_path, monkeypatch, capsys):
     whole = taught(places, tmp_path / "whole", training="every=3")
     fetched, real = [], loop._fetch
 
@@ -184,7 +184,9 @@ def test_the_same_call_resumes_and_another_is_refused(places, tmp_path, monkeypa
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole"))
     assert one == other
     fetched.clear()
+    assert "is complete since" not in capsys.readouterr().err
     assert taught(places, tmp_path / "out", training="every=3") == row
+    assert "is complete since" in capsys.readouterr().err
     assert not fetched
     with pytest.raises(RunError, match="lr="):
         taught(places, tmp_path / "out", training="every=3", lr=1e-2)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import gc
 import hashlib
 import random
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -42,8 +44,8 @@ from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Evidence, Result, Training
 
 __all__ = [
-    "Recipe", "configured", "find_home", "hash_files", "inspect", "keep_details", "open_run", "options",
-    "parse_budgets", "publish_evidence", "report", "run",
+    "Recipe", "configured", "find_home", "hash_files", "inspect", "keep_details", "note_complete", "open_run",
+    "options", "parse_budgets", "publish_evidence", "report", "run",
 ]  # fmt: skip
 
 Recipe: TypeAlias = Callable[..., Iterator[Result]]
@@ -289,6 +291,8 @@ def run(
             raise
         stack.enter_context(with_threads(place))
         keep_notes_in(directory.path("notes.json"))
+        if on_result is not None:
+            note_complete(directory, *(_record(directory, str(budget)) for budget in budgets))
         return _collect(job.execute(directory, about), on_result)
 
 
@@ -582,6 +586,15 @@ def open_run(
         Run.open(out, settings, about=about, overwrite=overwrite, shared=shared, defaults=defaults) as directory,
     ):
         yield directory
+
+
+def note_complete(run: Run, *records: Path) -> None:
+    """Say, where all these files are there already, that what follows is what an earlier run has measured."""
+    if distributed.index() or not all(record.exists() for record in records):
+        return
+    last = datetime.fromtimestamp(max(record.stat().st_mtime for record in records)).astimezone()
+    when = f"{last:%Y-%m-%d %H:%M}"
+    print(f"note: {run.root} is complete since {when}: --overwrite (overwrite=True) starts anew", file=sys.stderr)
 
 
 def publish_evidence(root: Path, rows: Sequence[Evidence], backend: AnyBackend | None = None) -> None:
