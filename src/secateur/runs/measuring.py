@@ -471,8 +471,8 @@ def measure(
         environment: what a language model is timed at: prefill, one pass over `batch` sequences of `length` tokens, or
             decode, one more token of each behind a cache of `length` tokens; prefill if None.
         timer: what runs it: eager (PyTorch as it is), compile (torch.compile) or onnx (onnxruntime); eager if None.
-        pairs: how often it and another are timed in turns, up to eight times as often where the clock is noisy; for
-            some seconds if None.
+        pairs: how often it and another are timed in turns, at least 6, and up to eight times as often where the clock
+            is noisy; for some seconds if None.
         part: of models of several, such as those that read images, too, the one that is measured, by itself:
             language_model, say; as `run` has it.
     """

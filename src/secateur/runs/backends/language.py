@@ -481,8 +481,12 @@ class Language(TextBackend[Transformer]):
 
     def inspect(self, source: Model, *, batch: int, length: int, **options: object) -> dict[str, Any]:
         """What could go in a model, and what that would save."""
-        if any(value is not None for value in options.values()):
-            raise UnsupportedError(f"{', '.join(options)}: only for networks, given as file.py:function or as a module")
+        given = [f"the option {name!r}" for name, value in options.items() if value is not None]
+        if given:
+            verb = "is" if len(given) == 1 else "are"
+            raise UnsupportedError(
+                f"{' and '.join(given)} {verb} only for networks, given as file.py:function or as a module"
+            )
         places.refuse_other(source)
         subject = self.make_floats(self.open(source))
         units = subject.units(batch=batch, length=length)
