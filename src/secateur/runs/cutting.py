@@ -36,6 +36,31 @@ from secateur.vocabulary import Budget, Cut, Result, Selection
 __all__ = ["configured", "prune"]
 
 
+def _check_names(
+    subject: Traced,
+    data: Examples | None,
+    *,
+    score: str = "magnitude",
+    scope: str | dict[str, str] = "local",
+    multiple: int | None = None,
+    protect: Sequence[str] = (),
+    shares: str | dict[str, float] = "",
+    **others: object,
+) -> None:
+    """Raise `InputError` for names that are none, of scores, of sites and of modules; see `prune` for the options."""
+    pruning.scope_of(scope)
+    if pruning.data_needed(score) and data is None:
+        raise InputError(f"score {score!r} is measured on data: give some with --data, or another score")
+    if ":" in score:
+        plugins.function(score)
+    own = pruning.shares_of(shares)
+    if protect or own:
+        whole = subject.copy()
+        whole.protect(protect)
+        pruning.share_out(whole.units(multiple=multiple), own)
+
+
+@executor.checked_by(_check_names)
 def prune(
     subject: Traced,
     data: Examples | None,

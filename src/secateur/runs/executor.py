@@ -32,6 +32,7 @@ from secateur.data import examples
 from secateur.errors import InputError, ModelError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.measure.latency import Phase, Timer
+from secateur.methods.arms import refuse_selection
 from secateur.recover.training import lora, schedule
 from secateur.reports import details, evidence
 from secateur.reports.details import Details
@@ -44,11 +45,12 @@ from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Evidence, Result, Training
 
 __all__ = [
-    "Recipe", "configured", "find_home", "hash_files", "inspect", "keep_details", "note_complete", "open_run",
-    "options", "parse_budgets", "publish_evidence", "report", "run",
+    "Recipe", "checked_by", "configured", "find_home", "hash_files", "inspect", "keep_details", "note_complete",
+    "open_run", "options", "parse_budgets", "publish_evidence", "report", "run",
 ]  # fmt: skip
 
 Recipe: TypeAlias = Callable[..., Iterator[Result]]
+
 
 _DETAILS = Path("work", "report-details.json")
 
@@ -172,6 +174,10 @@ def run(
         how = Training().merge(chosen["training"])
     how = _check_adapters(function.__name__, how, flags)
     _check_training(chosen)
+    if recipes.cards().get(function.__name__, {}).get("selects") == "no":
+        refuse_selection(how)
+    if str(out) and Path(out).is_file():
+        raise InputError(f"{out} is a file: choose a folder for what the run writes")
     backend, processes = backends.of_recipe(function), distributed.count()
     if backend.command != "run":
         raise UnsupportedError(
@@ -266,6 +272,9 @@ def run(
         **({} if workers is None else {"workers": workers}),
     }
     notes += filter(None, [pretrained.describe_stored(model)])
+    check_first: Callable[..., None] | None = getattr(function, "check_first", None)
+    if check_first is not None:
+        check_first(subject, parts.train, **chosen)
     if dry_run and (need := backend.describe_memory(subject, budgets, flags, place)):
         notes.append(need)
     first = quick or dry_run
@@ -415,6 +424,19 @@ def _check_adapters(recipe: str, training: Training, flags: Mapping[str, object]
     training = keywords.add_adapters(training, flags)
     lora.check(training)
     return training
+
+
+def checked_by(check: Callable[..., None]) -> Callable[[Recipe], Recipe]:
+    """Let `run` call `check`, with a recipe's subject, data and options, before the original is measured.
+
+    It raises for options what the recipe would raise later.
+    """
+
+    def mark(function: Recipe) -> Recipe:
+        vars(function)["check_first"] = check
+        return function
+
+    return mark
 
 
 def _check_training(options: Mapping[str, object]) -> None:
