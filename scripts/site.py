@@ -10,6 +10,7 @@ recipes/<name>.md      the written page, and behind it a table of every option, 
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,16 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **context: Any) -> str:
-    """Put the table of options behind the written page of a recipe."""
+    """Lead links to the site's own pages, and put the table of options behind the written page of a recipe."""
+    markdown = follow_site(markdown)
     folder, _, name = page.file.src_uri.removesuffix(".md").partition("/")
     return markdown + options(name) if folder == "recipes" and name in recipes.cards() else markdown
+
+
+def follow_site(markdown: str) -> str:
+    """A page's text with the links of the repository, which lacks the generated pages, as those of the site."""
+    markdown = re.sub(r"\]\(((?:\.\./)*)\.\./CONTRIBUTING\.md", r"](\1guide/extending.md", markdown)
+    return markdown.replace("](recipes/)", "](recipes/index.md)")
 
 
 def options(recipe: str) -> str:

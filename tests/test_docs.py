@@ -367,10 +367,18 @@ def test_generated_tables_are_current() -> None:
     assert not stale, f"{[str(file.relative_to(ROOT)) for file in stale]}: run make docs"
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
-    links = re.findall(r"\]\(((?!https?:|#)[^)#]+)", (ROOT / "README.md").read_text("utf-8"))
-    assert [link for link in links if not (ROOT / link).exists()] == []
-    assert any(link.startswith("docs/guide/") for link in links), "those of studies"
+def test_links_of_pages_lead_somewhere_in_the_repository_and_on_the_site() -> None:
+    links = dict[tuple[Path, str], Path]()
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.S)
+        links |= {(page, link): page.parent / link for link in re.findall(r"\]\(((?!https?:|#)[^)#\s]+)", text)}
+    assert [(page.name, link) for (page, link), target in links.items() if not target.exists()] == []
+    assert any(link.startswith("docs/guide/") for page, link in links if page.name == "README.md"), "those of studies"
+    pytest.importorskip("mkdocs")
+    site = script("site")
+    assert site.follow_site("[a](../../CONTRIBUTING.md), [b](../CONTRIBUTING.md#c), [d](recipes/)") == (
+        "[a](../guide/extending.md), [b](guide/extending.md#c), [d](recipes/index.md)"
+    )
 
 
 def test_a_stale_table_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,7 +138,7 @@ def listed() -> object:
 def test_a_recipe_opens_with_its_card(file: Path) -> None:
     card = literal(file, "CARD")
     assert isinstance(card, dict), f"{name_of(file)} has no literal CARD"
-    assert set(card) - {"parts", "offloaded", "needs"} == CARD_KEYS
+    assert set(card) - {"parts", "offloaded", "needs", "selects"} == CARD_KEYS
     assert all(isinstance(value, str) for value in card.values())
     assert all(card[key] for key in CARD_KEYS - {"extra"})
     assert card["family"] == file.parent.name

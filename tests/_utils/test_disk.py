@@ -1,8 +1,10 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from secateur._utils import disk
+from secateur.errors import RunError
 
 
 def test_a_folder_that_fails_halfway_leaves_nothing(tmp_path: Path) -> None:
@@ -35,3 +37,13 @@ def test_what_holds_no_object_reads_as_an_empty_one(tmp_path, content):
     assert disk.read_object(tmp_path / "a.json") == {}
     (tmp_path / "a.json").write_text('{"a": 1}')
     assert disk.read_object(tmp_path / "a.json") == {"a": 1}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_an_array_that_finds_no_space_is_a_full_disk(tmp_path):
+    with (
+        pytest.raises(RunError, match=r"disk full while writing .*model: free some space"),
+        disk.guard(tmp_path / "model"),
+        Path("/dev/full").open("wb") as file,
+    ):
+        np.zeros(65536).tofile(file)  # as gguf's writer does

@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import secateur as package
 from commands import forked, secateur
 from secateur import cli, recipes
+from secateur._utils import disk
 from secateur.errors import ModelError
+from secateur.runs import measuring
 
 
 def test_help_lists_the_commands_and_loads_nothing_slow():
@@ -93,3 +96,30 @@ def test_ctrl_c_before_anything_was_done_is_one_line_too(tmp_path, file, text, p
     assert (done.returncode, done.stdout) == (130, printed)
     assert done.stderr.startswith("secateur: interrupted")
     assert done.stderr.count("\n") == 1
+
+
+FULL = "secateur: standard output could not be written, for there is no space left where it goes: "
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_standard_output_is_not_taken_for_a_full_disk_of_the_results(tmp_path, monkeypatch, capsys):
+    for environment in ({}, {"PYTHONUNBUFFERED": "1"}):
+        with Path("/dev/full").open("w") as full:
+            command = [sys.executable, "-m", "secateur", "list"]
+            kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+            done = subprocess.run(
+                command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=kept | environment
+            )
+        assert done.returncode == 2
+        assert done.stderr.startswith(FULL)
+        assert len(done.stderr.splitlines()) == 1
+
+    def print_within_a_run(**settings: object) -> None:
+        with disk.guard(tmp_path):  # as a run directory does
+            print("a table", flush=True)
+
+    monkeypatch.setattr(measuring, "measure", print_within_a_run)
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert cli.main(["measure", "model"]) == 2
+    assert capsys.readouterr().err.startswith(FULL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from secateur.data.examples import Examples
 from secateur.errors import InputError
 from secateur.methods import pruning
 from secateur.reports import evidence
-from secateur.runs import cutting, executor
+from secateur.runs import cutting, executor, measuring
 from secateur.runs.backends.network import Network
 from secateur.subjects.network.traced import Traced, open_traced, reload_traced
 from secateur.vocabulary import Budget, Cut, Selection
@@ -362,3 +363,22 @@ def test_a_run_from_before_widths_were_rounded_goes_on_as_it_began(tmp_path):
     gone, count = row.cut.removed["0.channels"]
     assert (count - gone) % 8 == 0
     assert row.settings["multiple"] is None
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"score": "size"}, "'size' is not one of magnitude"),
+        ({"shares": "no=50%"}, "shares name 'no', which is no site"),
+        ({"shares": "0=much"}, "shares='0=much': give SITE=SHARE"),
+        ({"protect": ["no"]}, "protect names 'no', which is no module"),
+        ({"scope": "all"}, "scope='all': give local"),
+        ({"out": "data.npz"}, "data.npz is a file: choose a folder"),
+    ],
+)
+def test_names_are_checked_before_the_original_is_measured(place: Path, monkeypatch, more, words) -> None:
+    monkeypatch.setattr(measuring.Reference, "warn_of_guessing", lambda self: pytest.fail("it was measured first"))
+    how = {"budget": "channels=50%", "out": "x", **more}
+    with pytest.raises(InputError, match=re.escape(words)):
+        executor.run(cutting.prune, "net.py:build", "data.npz", **how)
+    assert not Path("x").exists()

@@ -36,7 +36,16 @@ from pictures import mask_folder
 from secateur._utils.rundir import lock_folder
 from secateur.clients.chat import Local
 from secateur.data import examples, texts
-from secateur.errors import DataError, InputError, MendedWarning, ModelError, RunError, ServerError, UnsupportedError
+from secateur.errors import (
+    DataError,
+    InputError,
+    MendedWarning,
+    ModelError,
+    RunError,
+    SecateurError,
+    ServerError,
+    UnsupportedError,
+)
 from secateur.recover.distillation import teachers
 from secateur.recover.training import loop, rehearsal
 from secateur.reports import evidence
@@ -165,7 +174,7 @@ def test_adapters_leave_a_plain_model_in_which_linears_have_moved(places, tmp_pa
     assert all(name.endswith("_proj.weight") for name in moved)
 
 
-def test_the_same_call_resumes_and_another_is_refused(places, tmp_path, monkeypatch):
+def test_the_same_call_resumes_and_another_is_refused(places, tmp_path, monkeypatch, capsys):
     whole = taught(places, tmp_path / "whole", training="every=3")
     fetched, real = [], loop._fetch
 
@@ -184,7 +193,9 @@ def test_the_same_call_resumes_and_another_is_refused(places, tmp_path, monkeypa
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole"))
     assert one == other
     fetched.clear()
+    assert "is complete since" not in capsys.readouterr().err
     assert taught(places, tmp_path / "out", training="every=3") == row
+    assert "is complete since" in capsys.readouterr().err
     assert not fetched
     with pytest.raises(RunError, match="lr="):
         taught(places, tmp_path / "out", training="every=3", lr=1e-2)
@@ -754,6 +765,22 @@ def test_a_network_of_any_kind_learns_by_examples(nets):
     assert row.verdict.startswith("met")
     program = torch.export.load(nets / "out" / "model.pt2").module()
     assert program(torch.zeros(2, 8)).shape == (2, 3)
+
+
+def test_a_network_with_broken_weights_is_refused_by_the_name_of_one(nets):
+    (nets / "broken.py").write_text(NETS.replace("made[2].weight.data *= 10", "made[2].weight.data[0, 0] = torch.nan"))
+    network, broken = f"{nets}/nets.py:thin", f"{nets}/broken.py:wide"
+    for student, teacher, words in (
+        (network, broken, r"2.weight of the teacher .*wide holds NaN or infinity: use an intact one"),
+        (broken, network, r"2.weight holds NaN or infinity"),
+    ):
+        with pytest.raises(SecateurError, match=words):
+            secateur.distill(student, teacher, nets / "data.npz", nets / "out", steps=2, batch=8)
+
+
+def test_a_rate_of_zero_is_refused_before_anything_is_opened(tmp_path):
+    with pytest.raises(InputError, match=r"lr=0 teaches nothing in 1000 steps: give a rate above 0"):
+        secateur.distill("student", "teacher", "texts.txt", tmp_path / "out", lr=0.0)
 
 
 @pytest.mark.usefixtures("programs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -233,6 +234,21 @@ def test_the_same_call_again_does_nothing_twice(places, tmp_path):
     again = go(places, tmp_path / "out", budget=["params=80%", "params=90%"])
     assert [row.target for row in again] == ["params=80%", "params=90%"]
     assert (tmp_path / "out" / "params=80%" / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_a_finished_run_given_again_on_the_command_line_says_since_when_it_is_complete(places, tmp_path, capsys):
+    rows: list[object] = []
+    how = {"budget": ["params=80%", "params=90%"], "on_result": rows.append}
+    go(places, tmp_path / "out", **how)
+    assert "is complete since" not in capsys.readouterr().err
+    go(places, tmp_path / "out", **how)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "is complete since" in line]
+    assert re.fullmatch(r"note: .*/out is complete since 20\d\d-\d\d-\d\d \d\d:\d\d: --overwrite .* starts anew", line)
+    assert len(rows) == 4
+    (tmp_path / "out" / "work" / "evidence-params=90%.json").unlink()
+    go(places, tmp_path / "out", **how)
+    go(places, tmp_path / "out", overwrite=True, **how)
+    assert "is complete since" not in capsys.readouterr().err
 
 
 def test_another_seed_model_or_text_is_another_run(places, tmp_path):

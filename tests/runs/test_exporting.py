@@ -15,11 +15,12 @@ import secateur
 import tiny
 from secateur.errors import InputError, ModelError, NumericalError, UnsupportedError
 from secateur.recover.quantization import quantise
+from secateur.reports import display
 from secateur.runs import exporting, measuring
 from secateur.runs.backends.language import Language
 from secateur.select.pattern import n_of_m
 from secateur.subjects import matrices, open_subject
-from secateur.subjects.transformer import files, loading, packing
+from secateur.subjects.transformer import files, loading, low_rank, packing
 from secateur.subjects.transformer.streamed import Streamed
 from secateur.vocabulary import Selection
 from strangers import run_without_secateur
@@ -293,3 +294,40 @@ def test_what_makes_no_sense_is_refused_in_one_line(sparse, tmp_path):
     with pytest.raises(UnsupportedError, match="holds a network, which packed can't hold"):
         secateur.export(tmp_path / "network", "packed", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def branched(sparse, tmp_path_factory):
+    """The same with a branch beside a linear, as AST leaves it."""
+    subject = open_subject(sparse)
+    low_rank.attach(subject.model, {"model.layers.0.mlp.up_proj": (torch.randn(40, 64), torch.randn(128, 40))})
+    folder = tmp_path_factory.mktemp("branched") / "small"
+    subject.save(folder)
+    return folder
+
+
+def count_files(folder):
+    return float(sum(path.stat().st_size for path in folder.glob("**/*.safetensors")))
+
+
+@needs
+def test_branches_count_before_and_after_integers(branched):
+    place, notes = secateur.export(branched, "int8")
+    before = sum(p.nbytes for p in open_subject(branched).model.parameters())
+    assert count_files(place) > count_files(place / "side") > 30_000
+    sizes = [display.number("bytes", float(size)) for size in (count_files(place), before)]
+    assert notes[0].endswith(": {} in place of {}".format(*sizes))
+    assert secateur.measure(place)["model"]["bytes"].value == count_files(place)
+
+
+@pytest.mark.parametrize("source", ["sparse", "branched"])
+def test_a_packed_folder_is_measured_by_its_files(source, request):
+    """Though it is unpacked as it loads, and so has the memory and the time of what it was."""
+    folder = request.getfixturevalue(source)
+    place, _ = secateur.export(folder, "packed", folder.with_name("packed"))
+    rows = secateur.measure(place, folder)
+    packed, whole = rows["model"], rows["against"]
+    assert packed["bytes"].value == count_files(place) < 0.8 * count_files(folder)
+    assert packed["packed_bytes"].value <= packed["bytes"].value
+    assert packed["memory"] == whole["memory"]
+    assert whole["bytes"].value > packed["bytes"].value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,10 @@ TEMPORARY = ".tmp-"
 """How the names of what is still being written begin."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
-_FULL_TEXTS = ("No space left on device", "File too large", "Disk quota exceeded")
+_FULL_TEXTS = re.compile(
+    "No space left on device|File too large|Disk quota exceeded"
+    r"|^[0-9]+ requested and [0-9]+ written$"  # NumPy's `tofile`, whose error has no number
+)
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -47,7 +51,7 @@ def is_disk_full(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
-        if any(text in str(error) for text in _FULL_TEXTS):
+        if _FULL_TEXTS.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

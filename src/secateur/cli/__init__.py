@@ -17,13 +17,14 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Annotated, TextIO
+from typing import Annotated, TextIO, cast
 
 import typer
 
 from secateur import __version__
 from secateur._utils import workers
-from secateur.errors import DataWarning, MendedWarning, SecateurError, TrainingWarning
+from secateur._utils.disk import is_disk_full
+from secateur.errors import DataWarning, MendedWarning, RunError, SecateurError, TrainingWarning
 
 __all__ = ["main"]
 
@@ -50,6 +51,10 @@ COMMANDS = {
 }
 """Command -> its module, in the order of `secateur --help`."""
 _INTERRUPTED = "interrupted; the same command resumes where it stopped"
+_UNPRINTED = (
+    "standard output could not be written, for there is no space left where it goes: send it elsewhere and run the "
+    "same command again, which goes on from what stands on the disk"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,24 +70,84 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not debug:
         warnings.simplefilter("ignore")
         workers.quiet_libraries()
+    with _watching_output() as output:
+        return _run(words, output, debug)
+
+
+def _run(words: Sequence[str], output: _Output, debug: bool) -> int:
+    """Run one command; returns the exit code. All errors end here, in a line."""
     interrupts: list[int] = []
     try:
         with _showing_mended(), _noting_interrupts(interrupts):
             code = typer.main.get_command(_app(words))(args=words, prog_name="secateur", standalone_mode=False)
         if code == 130:  # what typer makes of Ctrl-C
             raise KeyboardInterrupt
+        output.flush()  # or Python would at its end, where nothing tells what is wrong
         return int(code or 0)
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _stop(_INTERRUPTED, 130, debug)
-    except SecateurError as error:
-        return _stop(_INTERRUPTED, 130, debug) if interrupts else _stop(str(error), error.exit_code, debug)
     except BrokenPipeError:  # the reader of our output has left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        output.drop()
         return 0
     except Exception as error:
-        return _stop(_INTERRUPTED, 130, debug) if interrupts else _stop(_explain(error), 2, debug)
+        if interrupts:
+            return _stop(_INTERRUPTED, 130, debug)
+        if output.is_full:
+            output.drop()
+            return _stop(_UNPRINTED, RunError.exit_code, debug)
+        if isinstance(error, SecateurError):
+            return _stop(str(error), error.exit_code, debug)
+        return _stop(_explain(error), 2, debug)
+
+
+class _Output:
+    """Standard output that notes when what is printed finds no space, whoever takes that for a full disk of its own."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self.is_full = stream, False
+
+    def write(self, text: str) -> int:
+        """Write it, and note where there is no space."""
+        with self._noting():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Write what waits to be written."""
+        with self._noting():
+            self._stream.flush()
+
+    def drop(self) -> None:
+        """Send what still waits nowhere, or Python would try again at its end."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.is_full = is_disk_full(error)
+            raise
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def _watching_output() -> Iterator[_Output]:
+    """Within the block standard output notes when it is full; where there is none (`>&-`), nothing is noted."""
+    stream = sys.stdout
+    if stream is None:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            yield _Output(nowhere)
+        return
+    output = _Output(stream)
+    sys.stdout = cast(TextIO, output)
+    try:
+        yield output
+    finally:
+        sys.stdout = stream
 
 
 @contextmanager
@@ -127,8 +192,6 @@ def _noting_interrupts(interrupts: list[int]) -> Iterator[None]:
 
 
 def _explain(error: Exception) -> str:
-    from secateur._utils.disk import is_disk_full
-
     if hasattr(error, "format_message"):  # the parser's: a wrong flag, a missing argument
         return f"{error.format_message()} (--help shows what there is)"
     if is_disk_full(error):

@@ -24,7 +24,18 @@ from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced, open_traced
 from secateur.vocabulary import Budget, Cut, Selection, Units, parse_list
 
-__all__ = ["Pruned", "Scope", "Scorer", "data_needed", "make_scorer", "prune", "prune_subject", "scope_of", "shares_of"]
+__all__ = [
+    "Pruned",
+    "Scope",
+    "Scorer",
+    "data_needed",
+    "make_scorer",
+    "prune",
+    "prune_subject",
+    "scope_of",
+    "share_out",
+    "shares_of",
+]
 
 Score = Callable[..., Mapping[str, Tensor]]
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -196,7 +207,7 @@ def prune_subject(
         units = subject.units(multiple=step)
         if rate.name:
             units, notes = _freeze_unscored(units, scores, rate.name)
-        chosen = ranking.by_shares(units, scores, _sites_shares(units, shares or {}))
+        chosen = ranking.by_shares(units, scores, share_out(units, shares or {}))
         selection = ranking.by_budget(
             units, scores, budget, scope=_pools(subject, scope), normalise=normalise, given=chosen
         )
@@ -295,7 +306,7 @@ def shares_of(text: str | Mapping[str, float]) -> dict[str, float]:
     return shares
 
 
-def _sites_shares(units: Units, shares: Mapping[str, float]) -> dict[str, float]:
+def share_out(units: Units, shares: Mapping[str, float]) -> dict[str, float]:
     """Site -> share, of the free sites that a pattern names by themselves or by a module that they stand in."""
     chosen = dict[str, float]()
     free = [site.name for site in units.free()]

@@ -27,7 +27,7 @@ from secateur.methods import pruning
 from secateur.recover.training import dense, objectives
 from secateur.runs import configs, executor, keywords
 from secateur.subjects.network import parts, pretrained, segments
-from secateur.subjects.network.configs import holders
+from secateur.subjects.network.configs import behind, holders
 from secateur.subjects.network.detectors import Detector
 from secateur.subjects.network.shrinking import history
 from secateur.subjects.network.traced import Traced
@@ -36,6 +36,31 @@ from secateur.vocabulary import Budget, Cut, Result, Selection
 __all__ = ["configured", "prune"]
 
 
+def _check_names(
+    subject: Traced,
+    data: Examples | None,
+    *,
+    score: str = "magnitude",
+    scope: str | dict[str, str] = "local",
+    multiple: int | None = None,
+    protect: Sequence[str] = (),
+    shares: str | dict[str, float] = "",
+    **others: object,
+) -> None:
+    """Raise `InputError` for names that are none, of scores, of sites and of modules; see `prune` for the options."""
+    pruning.scope_of(scope)
+    if pruning.data_needed(score) and data is None:
+        raise InputError(f"score {score!r} is measured on data: give some with --data, or another score")
+    if ":" in score:
+        plugins.function(score)
+    own = pruning.shares_of(shares)
+    if protect or own:
+        whole = subject.copy()
+        whole.protect(protect)
+        pruning.share_out(whole.units(multiple=multiple), own)
+
+
+@executor.checked_by(_check_names)
 def prune(
     subject: Traced,
     data: Examples | None,
@@ -103,6 +128,10 @@ def prune(
             notes += (_UNMAPPED,)
         if not plain and result is not small and not pretrained.describes(result.model):
             notes += (_WITH_CODE if pretrained.is_rebuilt(result, history(result.model).built_by) else _WITHOUT_CONFIG,)
+        stale = set(behind(whole.model)).intersection(cut.notes)
+        if stale and pretrained.is_rebuilt(result, history(result.model).built_by):  # so there is a way to load it
+            cut = replace(cut, notes=tuple(note for note in cut.notes if note not in stale))
+            notes += () if {_REBUILT, _WITH_CODE} & {*cut.notes, *notes} else (_BY_CODE,)
         yield Result(str(budget), small, cut, dict(selection.spent), notes=notes)
 
 
@@ -131,6 +160,10 @@ _REBUILT = (
     "its config alone can't say what is left, though sites of one kind and size keep equally many units: a modelling "
     "file travels with the result, and from_pretrained loads it with trust_remote_code=True; --no-even (even=False) "
     "lets each site keep its own number"
+)
+_BY_CODE = (
+    "its config alone can't say what is left: a modelling file travels with the result, and from_pretrained loads it "
+    "with trust_remote_code=True"
 )
 _WITH_CODE = (
     "the config of the whole can't say what is left of its part: a modelling file travels with the result, and "

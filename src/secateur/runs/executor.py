@@ -11,10 +11,12 @@ import gc
 import hashlib
 import random
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -31,6 +33,7 @@ from secateur.data import examples
 from secateur.errors import InfeasibleError, InputError, ModelError, RunError, UnsupportedError
 from secateur.measure.environment import describe as describe_machine
 from secateur.measure.latency import Phase, Timer
+from secateur.methods.arms import refuse_selection
 from secateur.recover.training import lora, schedule
 from secateur.reports import details, evidence
 from secateur.reports.details import Details
@@ -43,11 +46,12 @@ from secateur.subjects.network.traced import Traced
 from secateur.vocabulary import Budget, Evidence, Result, Subject, Training
 
 __all__ = [
-    "Recipe", "configured", "find_home", "hash_files", "inspect", "keep_details", "open_run", "options",
-    "parse_budgets", "publish_evidence", "report", "run",
+    "Recipe", "checked_by", "configured", "find_home", "hash_files", "inspect", "keep_details", "note_complete",
+    "open_run", "options", "parse_budgets", "publish_evidence", "report", "run",
 ]  # fmt: skip
 
 Recipe: TypeAlias = Callable[..., Iterator[Result]]
+
 
 _DETAILS = Path("work", "report-details.json")
 
@@ -171,6 +175,10 @@ def run(
         how = Training().merge(chosen["training"])
     how = _check_adapters(function.__name__, how, flags)
     _check_training(chosen)
+    if recipes.cards().get(function.__name__, {}).get("selects") == "no":
+        refuse_selection(how)
+    if str(out) and Path(out).is_file():
+        raise InputError(f"{out} is a file: choose a folder for what the run writes")
     backend, processes = backends.of_recipe(function), distributed.count()
     if backend.command != "run":
         raise UnsupportedError(
@@ -266,6 +274,9 @@ def run(
         **({} if workers is None else {"workers": workers}),
     }
     notes += filter(None, [pretrained.describe_stored(model)])
+    check_first: Callable[..., None] | None = getattr(function, "check_first", None)
+    if check_first is not None:
+        check_first(subject, parts.train, **chosen)
     if dry_run and (need := backend.describe_memory(subject, budgets, flags, place)):
         notes.append(need)
     first = quick or dry_run
@@ -291,6 +302,8 @@ def run(
             raise
         stack.enter_context(with_threads(place))
         keep_notes_in(directory.path("notes.json"))
+        if on_result is not None:
+            note_complete(directory, *(_record(directory, str(budget)) for budget in budgets))
         return _collect(job.execute(directory, about), on_result)
 
 
@@ -431,6 +444,19 @@ def _check_adapters(recipe: str, training: Training, flags: Mapping[str, object]
     training = keywords.add_adapters(training, flags)
     lora.check(training)
     return training
+
+
+def checked_by(check: Callable[..., None]) -> Callable[[Recipe], Recipe]:
+    """Let `run` call `check`, with a recipe's subject, data and options, before the original is measured.
+
+    It raises for options what the recipe would raise later.
+    """
+
+    def mark(function: Recipe) -> Recipe:
+        vars(function)["check_first"] = check
+        return function
+
+    return mark
 
 
 def _check_training(options: Mapping[str, object]) -> None:
@@ -619,6 +645,15 @@ def open_run(
         Run.open(out, settings, about=about, overwrite=overwrite, shared=shared, defaults=defaults) as directory,
     ):
         yield directory
+
+
+def note_complete(run: Run, *records: Path) -> None:
+    """Say, where all these files are there already, that what follows is what an earlier run has measured."""
+    if distributed.index() or not all(record.exists() for record in records):
+        return
+    last = datetime.fromtimestamp(max(record.stat().st_mtime for record in records)).astimezone()
+    when = f"{last:%Y-%m-%d %H:%M}"
+    print(f"note: {run.root} is complete since {when}: --overwrite (overwrite=True) starts anew", file=sys.stderr)
 
 
 def publish_evidence(root: Path, rows: Sequence[Evidence], backend: AnyBackend | None = None) -> None:

@@ -20,6 +20,7 @@ from secateur.formats import onnx_files
 from secateur.measure import sparsity
 from secateur.recover.quantization import quantise
 from secateur.reports import display
+from secateur.runs import places
 from secateur.runs.backends import Data
 from secateur.runs.backends.language import Language, stored_bytes
 from secateur.runs.cards import write_export_card
@@ -29,7 +30,7 @@ from secateur.subjects.network.opening import open_network
 from secateur.subjects.transformer import blocks, dequantising, gguf_export, packing, quantised
 from secateur.subjects.transformer import export as forms
 from secateur.subjects.transformer.encoder_decoder import EncoderDecoder
-from secateur.subjects.transformer.loading import locate
+from secateur.subjects.transformer.loading import count_bytes, locate
 from secateur.subjects.transformer.origin import hash_folder
 from secateur.subjects.transformer.streamed import Streamed
 
@@ -76,6 +77,7 @@ def export(
     target = Path(out) if out is not None else _choose_target(Path(folder), to)
     if target.exists():
         raise InputError(f"{target} is there already: choose another folder, or remove it")
+    places.refuse_other(folder, networks=True)
     subject = _open(folder, to, stream=stream)
     with writing(target) as temporary:
         notes = write(subject, temporary, to, data)
@@ -296,8 +298,7 @@ def _describe_integers(
         stored_bytes(subject) if isinstance(subject, Transformer)
         else float(sum(parameter.nbytes for parameter in subject.model.parameters()))
     )  # fmt: skip
-    after = float(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
-    sizes = f"{display.number('bytes', after)} in place of {display.number('bytes', before)}"
+    sizes = f"{display.number('bytes', count_bytes(folder))} in place of {display.number('bytes', before)}"
     return (f"{named} in {_bits(to)} bits, {len(left)} left as they are: {sizes}",)
 
 

@@ -34,6 +34,9 @@ def extract(elastic: str | Path, budget: str | Budget, out: str | Path) -> tuple
     wanted, target = Budget.parse(budget), Path(out)
     if target.exists():
         raise InputError(f"{target} is there already: choose another folder, or remove it")
+    inside = Path(elastic) / "elastic"
+    if (inside / elastics.FILE).is_file() and not (Path(elastic) / elastics.FILE).is_file():
+        raise InputError(f"{elastic} is the folder of a run: give its elastic model, {inside}")
     model = elastics.read(elastic)
     if target.resolve().is_relative_to(Path(elastic).resolve()):
         raise InputError(f"{target} is inside the elastic model {elastic}: choose a folder beside it")

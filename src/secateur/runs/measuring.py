@@ -24,9 +24,10 @@ from secateur.measure import latency, memory, sparsity
 from secateur.measure.environment import describe as describe_machine
 from secateur.reports import display, evidence
 from secateur.reports.details import Details
-from secateur.runs import backends, keywords, splits
+from secateur.runs import backends, keywords, places, splits
 from secateur.runs.backends import AnyBackend, Data, Row, Source
 from secateur.subjects.network.opening import is_saved
+from secateur.subjects.network.pretrained import is_pretrained
 from secateur.vocabulary import Budget, Evidence, Figure, Pattern, Result, Subject, html_table
 
 __all__ = ["CLOCK", "TOLERANCE", "Figures", "Reference", "check_judges", "choose_judges", "measure", "with_threads"]
@@ -470,8 +471,8 @@ def measure(
         environment: what a language model is timed at: prefill, one pass over `batch` sequences of `length` tokens, or
             decode, one more token of each behind a cache of `length` tokens; prefill if None.
         timer: what runs it: eager (PyTorch as it is), compile (torch.compile) or onnx (onnxruntime); eager if None.
-        pairs: how often it and another are timed in turns, up to eight times as often where the clock is noisy; for
-            some seconds if None.
+        pairs: how often it and another are timed in turns, at least 6, and up to eight times as often where the clock
+            is noisy; for some seconds if None.
         part: of models of several, such as those that read images, too, the one that is measured, by itself:
             language_model, say; as `run` has it.
     """
@@ -488,11 +489,13 @@ def measure(
                 "exported from, whose outputs it gives, or a detector's boxes by "
                 "secateur.subjects.network.exported.Exported"
             )
+        places.refuse_other(source, networks=True)
     several = len(others) > 1
     if several:
         from secateur.runs.distilling import ensembles  # one model does without
 
         names = ensembles.name_models(others)
+    sources = [None if part else one for one in (model, *others)]
     # A language model that was cut as a network is compared with its original as a network.
     networks = (one for one in (model, *others) if backends.is_network(one))
     original = model if is_saved(model) else next(networks, next(iter(others), model))
@@ -539,6 +542,7 @@ def measure(
             before, after, both, notes = Reference(backend, other, place, corpus, pairs).compare(subject)
         end = f" {names[number]}" if several else ""
         rows.notes += tuple(f"{names[number]}: {note}" if several else note for note in notes)
+        before = _as_stored(before, sources[1 + number])
         rows |= {"model": after | rows["model"], f"against{end}": before | run_tasks(other), f"both{end}": both}
     if several and corpus is not None:
         with _evaluating(subject, *others):
@@ -547,8 +551,25 @@ def measure(
         rows.notes += tuple(_note_unmeasured(backend, subject))
         with _evaluating(subject):
             rows["model"] = _alone(backend, subject, corpus, place)
-    rows["model"] = rows["model"] | run_tasks(subject)
+    rows["model"] = _as_stored(rows["model"], sources[0]) | run_tasks(subject)
     return rows
+
+
+def _as_stored(row: Row, source: Source | None) -> Row:
+    """The sizes on disk of a model in memory as those of its files, where these are quantised or packed.
+
+    Packed weights are unpacked as they load, and branches lie in files of their own. source: what it was opened from;
+    other figures, such as of memory, stay those of the model in memory.
+    """
+    if "bytes" not in row or not isinstance(source, str | Path) or not is_pretrained(source):
+        return row
+    from secateur.subjects.transformer.loading import count_stored  # which loads transformers
+
+    stored = count_stored(source)
+    if not stored:
+        return row
+    packed = row["packed_bytes"].value + max(0.0, stored - row["bytes"].value)
+    return {**row, "bytes": Figure(stored, unit="B"), "packed_bytes": Figure(min(packed, stored), unit="B")}
 
 
 def _alone(backend: AnyBackend, subject: object, corpus: object, environment: latency.Environment) -> Row:

@@ -22,10 +22,11 @@ from secateur.formats import expert_tensors
 from secateur.measure import memory
 from secateur.recover.quantization import quantise
 from secateur.recover.training import objectives
-from secateur.runs import keywords, memory_steps
+from secateur.runs import keywords, memory_steps, places
 from secateur.score import gradient
 from secateur.subjects import Moe, Transformer
 from secateur.subjects.network import parts as network_parts
+from secateur.subjects.network.pretrained import find_gguf
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced
 from secateur.subjects.transformer import loading, parts
@@ -101,6 +102,8 @@ def estimate(
             f"device={device!r} is none that torch has here ({line}): leave it out for the same figures beside the "
             "memory of this machine"
         ) from error
+    if find_gguf(model) is None:
+        places.refuse_other(model)
     name = Path(model).parent.name if Path(model).name == "config.json" else Path(model).name
     make: Callable[[], Transformer] = partial(open_outline, model)
     beside = 0.0

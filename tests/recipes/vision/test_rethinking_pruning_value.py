@@ -18,7 +18,7 @@ from secateur.methods.arms import mark_correct
 from secateur.methods.published_rules import prune
 from secateur.recipes.vision.rethinking_pruning_value import rethinking_pruning_value
 from secateur.recover.training import loop
-from secateur.runs import keywords
+from secateur.runs import executor, keywords, measuring
 from secateur.vocabulary import Budget
 
 DATA = nets.data()
@@ -217,3 +217,13 @@ def test_a_batch_of_one_is_one_line_where_a_batch_norm_learns(tmp_path):
 def toy(_):
     """What `conformance.check_recipe` takes: see tests/conformance."""
     return toys.classifier(epochs=4, batch=24, scratch="E")
+
+
+def test_what_would_stop_an_arm_is_refused_before_the_original_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring.Reference, "warn_of_guessing", lambda self: pytest.fail("it was measured first"))
+    for how in ({"patience": 2}, {"validation": 0.1}, {"training": "keep=best"}):
+        with pytest.raises(InputError, match="every arm trains"):
+            executor.run(
+                rethinking_pruning_value, nets.vgg(), DATA, HALF, tmp_path / "out", inputs=DATA.inputs[:2], **how
+            )
+    assert not (tmp_path / "out").exists()

@@ -230,6 +230,19 @@ def test_a_cut_that_was_evened_for_a_config_says_so(tmp_path: Path, monkeypatch:
     assert any("the result is no plain folder, and secateur.load opens it" in note for note in row.cut.notes)
 
 
+@pytest.mark.parametrize("even", [True, False])
+def test_a_result_with_a_modelling_file_is_not_said_to_be_unloadable(tmp_path: Path, even: bool) -> None:
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 32, "vocab_size": 64}
+    marks = {"bos_token_id": 5, "eos_token_id": 6, "pad_token_id": 0}
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **marks)).save_pretrained(tmp_path / "model")
+    (row,) = secateur.run(cutting.prune, tmp_path / "model", None, "params=80%", out=tmp_path / "small", even=even)
+    assert row.cut is not None
+    assert (tmp_path / "small" / "modeling_secateur.py").is_file()
+    assert sum("from_pretrained loads it with trust_remote_code=True" in note for note in row.cut.notes) == 1
+    assert not [note for note in row.cut.notes if "from_pretrained won't load" in note]
+
+
 def test_a_text_model_of_unequal_layers_is_compared_with_its_folder(tmp_path: Path) -> None:
     torch.manual_seed(0)
     MODELS["texts"]().save_pretrained(tmp_path / "model")

@@ -12,8 +12,9 @@ import torch
 from secateur.errors import NumericalError, UnsupportedError
 from secateur.formats import decilm
 from secateur.subjects import open_subject
-from secateur.subjects.transformer import export, steps
+from secateur.subjects.transformer import export, low_rank, steps
 from secateur.subjects.transformer.export import to_decilm, to_onnx
+from secateur.subjects.transformer.gguf_export import to_gguf
 from secateur.vocabulary import Selection
 from strangers import run_without_secateur
 from subjects.hybrids import make_hybrid
@@ -120,6 +121,27 @@ def test_decilm_refusals(tmp_path: Path) -> None:
     cut, _ = make("llama-tied-bias").cut(Selection({"ffn": without(3, 1)}))
     with pytest.raises(UnsupportedError, match=r"layer 1 .* mlp_bias"):
         to_decilm(cut, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("form", "write"), [("GGUF", to_gguf), ("DeciLM's form", to_decilm)])
+def test_what_can_be_done_about_branches_and_rotated_channels_is_said(tmp_path, form, write):
+    if form == "GGUF":
+        pytest.importorskip("gguf", reason="the extra `gguf`")
+    branched = make("llama")
+    low_rank.attach(branched.model, {"model.layers.0.mlp.up_proj": (torch.randn(2, 48), torch.randn(40, 2))})
+    words = (
+        rf"{form} has no branches beside linears: export a copy of the folder without side/, .* onnx, packed or int8"
+    )
+    with pytest.raises(UnsupportedError, match=words):
+        write(branched, tmp_path / "out")
+    rotated = make("llama")
+    rotated.model.config.secateur = {"widths": [8]}
+    words = (
+        rf"{form} has no linears on residual connections, .* another recipe, such as minitron, or choose onnx or int8"
+    )
+    with pytest.raises(UnsupportedError, match=words):
+        write(rotated, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -31,7 +31,7 @@ import secateur
 import tiny
 from secateur.errors import DataWarning, InputError, ModelError, UnsupportedError
 from secateur.subjects import Transformer, open_subject
-from secateur.subjects.transformer import loading
+from secateur.subjects.transformer import gguf_export, loading
 from secateur.subjects.transformer.gguf_export import to_gguf
 from secateur.subjects.transformer.subject import Stored
 from secateur.vocabulary import Selection
@@ -122,7 +122,7 @@ def run_deci(path: Path, ids: torch.Tensor) -> torch.Tensor:
 def test_layers_of_their_own_widths_stand_as_arrays_and_give_the_same_outputs(tmp_path):
     keep = {"attention": without(3, 1), "ffn": without(3, 2), "layers.0.neurons": without(40, *range(8))}
     small, _ = make("llama").cut(Selection(keep | {"layers.2.heads": without(4, 0, 3)}))
-    note, other = to_gguf(small, tmp_path)
+    note, other, _ = to_gguf(small, tmp_path)
     assert note.startswith("layers 2 have no FFN and got one of 32 neurons that are zero")
     assert other.startswith("GGUF can't hold its tokenizer (no tokenizer.json)")
     said, widths = fields(tmp_path / "model.gguf"), small.widths()
@@ -558,3 +558,59 @@ def test_a_file_of_no_causal_language_model_is_refused_by_its_outline_too(tmp_pa
     for read in (loading.open_outline, loading.outline_any):
         with pytest.raises(ModelError, match=r"t5.gguf can't be read as a GGUF language model \(.* no causal .* of t5"):
             read(file)
+
+
+@pytest.mark.parametrize("tokenizer", [None, tiny.letters, tiny.tokenizer])
+def test_a_file_without_a_tokenizer_is_opened_without_one(tmp_path, tokenizer):
+    """One of bytes has to have merges: llama.cpp reads no file without them."""
+    subject = open_subject(small_model(LlamaForCausalLM), tokenizer=tokenizer and tokenizer())
+    (note,) = to_gguf(subject, tmp_path)
+    assert re.fullmatch(r"GGUF can't hold its tokenizer \(.*\): the file takes and gives token ids", note)
+    assert fields(tmp_path / "model.gguf")["tokenizer.ggml.model"] == "none"
+    opened = open_subject(tmp_path / "model.gguf")
+    assert opened.tokenizer is None
+    equal_logits(subject.model, opened.model)
+    loading.copy_files(tmp_path / "model.gguf", tmp_path / "beside")
+    assert not list(tmp_path.glob("beside/token*"))
+    if tokenizer is not None:
+        tokenizer().save_pretrained(tmp_path)
+        read = open_subject(tmp_path / "model.gguf").tokenizer
+        assert read("the tree").input_ids == tokenizer()("the tree").input_ids, "what lies beside the file is read"
+
+
+def test_a_tokenizer_that_transformers_does_not_read_is_left_out_with_a_warning(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    subject = open_subject(small_model(LlamaForCausalLM))
+    gguf_export._write_shape(writer, subject, gguf_export._LLAMA)
+    for name, tensor in gguf_export._name_tensors(subject, gguf_export._LLAMA):
+        writer.add_tensor(name, tensor.detach().numpy())
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"<{number}>" for number in range(subject.model.config.vocab_size)])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.warns(
+        DataWarning, match=r"the tokenizer in .*model.gguf can't be read \(.*\): it is opened without one"
+    ):
+        opened = open_subject(tmp_path / "model.gguf")
+    assert opened.tokenizer is None
+    equal_logits(subject.model, opened.model)
+
+
+@pytest.mark.parametrize("kind", ["deci", "smollm3", "mixtral"])
+def test_what_llama_cpp_alone_reads_is_said_and_is_not_opened_with_other_weights(tmp_path, kind):
+    """transformers would take a mixture for a Llama, with random weights in place of experts."""
+    models = {
+        "deci": lambda: tiny.model("llama"),
+        "smollm3": lambda: small_model(SmolLM3ForCausalLM, layers=4),
+        "mixtral": lambda: small_model(MixtralForCausalLM, num_local_experts=4, num_experts_per_tok=2),
+    }
+    subject = open_subject(models[kind](), tokenizer=bytes_tokenizer())
+    subject.model.resize_token_embeddings(len(subject.tokenizer))
+    if kind == "deci":
+        subject, _ = subject.cut(Selection({"layers.0.neurons": without(128, 3, 4)}))
+    (note,) = to_gguf(subject, tmp_path)
+    assert re.match(r"the file is for llama.cpp alone: it can't be opened here again \(.*\), so keep the folder", note)
+    with pytest.raises(ModelError, match="can't be read as a GGUF language model"):
+        open_subject(tmp_path / "model.gguf")

@@ -33,6 +33,7 @@ CARD = {
     "recovers": "fine-tuning, beside fresh networks of the same shape trained for as long and for as many FLOPs",
     "extra": "",
     "family": "vision",
+    "selects": "no",
 }
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from secateur._utils import entry_points
 from secateur.errors import InputError, MeasurementError, UnsupportedError
+from secateur.runs import places
 from secateur.vocabulary import Budget, Figure, Subject, Units
 
 if TYPE_CHECKING:  # torch takes seconds, and pages are cut without it
@@ -367,6 +368,7 @@ def check_source(backend: AnyBackend, source: Source, recipe: str, part: str | N
 
         low_rank.refuse_adapter(Path(source))
     if isinstance(source, str | Path) and not backend.accepts(source):
+        places.refuse_other(source, networks=True)
         raise InputError(
             f"{recipe} works on {backend.family}, and {str(source)!r} names none: give {backend.example}, or use a "
             f"recipe on {of_source(source).family} (secateur list)"

@@ -29,7 +29,7 @@ from secateur.methods.predictions import tells_labels, tells_masked, tells_numbe
 from secateur.methods.protection import read_protection
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
-from secateur.runs import keywords, memory_plan, memory_steps, sources
+from secateur.runs import keywords, memory_plan, memory_steps, places, sources
 from secateur.runs.backends import Backend, Row, axes_of, commonest_share, hash_model
 from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
@@ -79,7 +79,11 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
         return isinstance(source, PreTrainedModel)
 
     def check_config(self, source: Model, recipe: str) -> None:
-        """Refuse folders of models that read sounds or images: recipes on language models calibrate on texts."""
+        """Refuse folders of models that read sounds or images, for recipes on language models calibrate on texts.
+
+        And those that hold no model, or a cut network.
+        """
+        places.refuse_other(source)
         if isinstance(source, str | Path) and pretrained.is_pretrained(source) and not pretrained.reads_texts(source):
             if saving.is_reshaped(json.loads((Path(source) / "config.json").read_text("utf-8"))):
                 raise UnsupportedError(
@@ -477,8 +481,13 @@ class Language(TextBackend[Transformer]):
 
     def inspect(self, source: Model, *, batch: int, length: int, **options: object) -> dict[str, Any]:
         """What could go in a model, and what that would save."""
-        if any(value is not None for value in options.values()):
-            raise UnsupportedError(f"{', '.join(options)}: only for networks, given as file.py:function or as a module")
+        given = [f"the option {name!r}" for name, value in options.items() if value is not None]
+        if given:
+            verb = "is" if len(given) == 1 else "are"
+            raise UnsupportedError(
+                f"{' and '.join(given)} {verb} only for networks, given as file.py:function or as a module"
+            )
+        places.refuse_other(source)
         subject = self.make_floats(self.open(source))
         units = subject.units(batch=batch, length=length)
         name = type(subject.model).__name__

@@ -37,7 +37,7 @@ from secateur.runs.distilling.settings import (
     read_training,
 )
 from secateur.runs.distilling.setup import Setup, make_batches
-from secateur.runs.executor import find_home, keep_details, open_run, publish_evidence
+from secateur.runs.executor import find_home, keep_details, note_complete, open_run, publish_evidence
 from secateur.runs.measuring import Reference
 from secateur.subjects import Transformer, open_subject
 from secateur.vocabulary import Evidence, Figure, Recovery
@@ -278,6 +278,7 @@ def distill(
     with open_run(out, settings, about, overwrite=overwrite, shared=True) as run:
         keep_notes_in(run.path("notes.json"))
         record = run.path("evidence.json")
+        note_complete(run, record)
 
         def finish(before: Sequence[Any], records: Sequence[Recovery]) -> None:
             known = {"model": about["student"], **about, **settings, "notes": notes}

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from secateur._utils import devices, distributed
+from secateur._utils.finite import all_finite
 from secateur.data.texts import Corpus
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.methods.distillation import OWN_DIRECTIONS, own_direction
@@ -49,7 +50,9 @@ def open_teacher(
     if not isinstance(like, Transformer):
         if bits or device == "auto":
             raise UnsupportedError("teachers of networks stay whole and as they are: leave teacher-bits and auto out")
-        return cast(Traced, backend.reopen(model, like, device))
+        found = cast(Traced, backend.reopen(model, like, device))
+        _check_finite(found.model, backends.name_source(model))
+        return found
     if device == "auto":
         if not isinstance(model, str | Path) or bits:
             raise InputError("a teacher is split as it is read from its folder, and not packed: leave one of them out")
@@ -90,6 +93,13 @@ def open_student(
     if not isinstance(subject, Transformer | Traced):
         raise UnsupportedError(f"distill teaches language models and networks, and no {backend.family}")
     return subject if isinstance(subject, Transformer) and isinstance(model, str | Path) else subject.copy()
+
+
+def _check_finite(model: nn.Module, teacher: str) -> None:
+    """Raise `ModelError` for NaN or infinity in a weight of a teacher: what it predicts would not say where from."""
+    for name, parameter in model.named_parameters():
+        if not parameter.is_meta and not all_finite(parameter):
+            raise ModelError(f"{name} of the teacher {teacher} holds NaN or infinity: use an intact one")
 
 
 def load_weights(subject: Learner, weights: str | Path) -> Learner:

@@ -196,6 +196,8 @@ def check(settings: Settings, above: Sequence[object], between: Sequence[object]
     for words, holds in wrong.items():
         if holds:
             raise InputError(words)
+    if not settings.lr and settings.steps:
+        raise InputError(f"lr=0 teaches nothing in {settings.steps} steps: give a rate above 0")
     schedule.check_course(Training(steps=settings.steps, lr=settings.lr, **settings.training))
 
 

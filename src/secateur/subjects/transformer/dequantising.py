@@ -28,6 +28,7 @@ from secateur.subjects.transformer import files
 __all__ = [
     "ask_for_floats",
     "count_bytes",
+    "find_obstacle",
     "find_query_size",
     "finish",
     "has_floats",
@@ -180,8 +181,10 @@ def _warn_of_floats(place: Path, name: str, dtype: torch.dtype) -> None:
 
 def read_gguf(
     file: Path, dtype: torch.dtype | str | None = None, *, quantised: bool = False
-) -> tuple[PreTrainedModel, Tokenizer, int | None]:
+) -> tuple[PreTrainedModel, Tokenizer | None, int | None]:
     """The language model and tokenizer in a GGUF file as transformers makes floats of it, and bits of its weights.
+
+    For the tokenizer see `read_gguf_tokenizer`: weights are of use without one.
 
     None for bits where the file holds floats, whose number type stays unless `dtype` says another. Other weights become
     float32, as a warning says unless they are to be measured as they are stored (`quantised`).
@@ -193,7 +196,11 @@ def read_gguf(
         dtype = stored if dtype is None else dtype
         more = {} if dtype is None else {"dtype": dtype}
         config = _read_config(file)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, config=config, gguf_file=file.name, **more)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            file.parent, config=config, gguf_file=file.name, output_loading_info=True, **more
+        )
+        if missing := sorted(report["missing_keys"]):  # which transformers draws at random
+            raise ValueError(f"{len(missing)} weights of {type(model).__name__} are not in it, such as {missing[0]}")
     tokenizer = read_gguf_tokenizer(file)
     _make_plain(model)
     if bits is not None and not quantised:
@@ -225,11 +232,38 @@ def read_gguf_outline(file: Path) -> tuple[PretrainedConfig, type[PreTrainedMode
     return config, kind
 
 
-def read_gguf_tokenizer(file: Path) -> Tokenizer:
-    """The tokenizer in a GGUF file. Raises as `read_gguf` does."""
+def read_gguf_tokenizer(file: Path) -> Tokenizer | None:
+    """The tokenizer in a GGUF file; None where it says "none", or with a warning where transformers can't read it.
+
+    Raises as `read_gguf` does where the file itself can't be read.
+    """
     with _reading(file):
+        kind = _read_field(file, "tokenizer.ggml.model")
+    if kind in (None, "none"):
+        return None
+    try:
         tokenizer: Tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except Exception as error:
+        warnings.warn(
+            f"the tokenizer in {file} can't be read ({type(error).__name__}: {_first_line(error)}): it is opened "
+            "without one, so give its folder of safetensors for what reads texts",
+            DataWarning,
+            stacklevel=1,
+        )
+        return None
     return tokenizer
+
+
+def find_obstacle(file: Path) -> str:
+    """Why a GGUF file can't be opened again here, though llama.cpp may read it; "" where it can. No weights are read.
+
+    Raises `MissingExtraError` without the gguf library.
+    """
+    try:
+        read_gguf_outline(file)
+    except ModelError as error:
+        return _first_line(error.__cause__ or error)
+    return ""
 
 
 @contextmanager
@@ -239,10 +273,13 @@ def _reading(file: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0][:200]
         raise ModelError(
-            f"{file} can't be read as a GGUF language model ({line}): give its folder of safetensors"
+            f"{file} can't be read as a GGUF language model ({_first_line(error)}): give its folder of safetensors"
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0][:200].rstrip(".")
 
 
 _Settings = dict[str, Any]
@@ -252,6 +289,8 @@ _UNREAD = {
     "final_logit_softcapping": "final_logit_softcapping",
 }
 """What GGUF says behind the architecture's name and transformers does not read -> the config's field."""
+_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""What configs of mixtures call the number of their experts."""
 _BY_STATES = (("gemma2", 46), ("gemma3_text", 62))
 """(model type, layers) of the models of 27B, of which llama.cpp takes hidden size / heads for the size of a head."""
 
@@ -267,6 +306,8 @@ def _read_config(file: Path) -> PretrainedConfig:
     """transformers' reading of a file, with what it leaves at the defaults of a class."""
     config: PretrainedConfig
     config, said = AutoConfig.from_pretrained(file.parent, gguf_file=file.name), _read_settings(file)
+    if said.get("expert_count") and not any(hasattr(config, name) for name in _COUNTS):
+        raise ValueError(f"transformers reads it as {config.model_type}, without its {said['expert_count']} experts")
     width = said.get("attention.key_length_swa", said.get("attention.key_length"))  # a config's full ones are apart
     if width and not hasattr(config, "kv_lora_rank"):
         config.head_dim = width  # which transformers does not read of every architecture
@@ -339,6 +380,14 @@ def _read_settings(file: Path) -> _Settings:
     fields = gguf.GGUFReader(file).fields
     kind = str(fields["general.architecture"].contents()) + "."
     return {name.removeprefix(kind): one.contents() for name, one in fields.items() if name.startswith(kind)}
+
+
+def _read_field(file: Path, name: str) -> object:
+    """What a GGUF file says under one name; None where it says nothing."""
+    import gguf
+
+    field = gguf.GGUFReader(file).fields.get(name)
+    return None if field is None else field.contents()
 
 
 def _read_types(file: Path) -> tuple[torch.dtype | None, int | None]:

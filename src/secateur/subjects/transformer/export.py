@@ -19,7 +19,7 @@ from secateur.subjects.transformer.layout import Widths
 from secateur.subjects.transformer.steps import CachedPass, ForwardPass
 from secateur.subjects.transformer.subject import Transformer
 
-__all__ = ["to_decilm", "to_onnx"]
+__all__ = ["refuse_additions", "to_decilm", "to_onnx"]
 
 
 def to_onnx(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
@@ -145,6 +145,23 @@ def _write_generating(subject: Transformer, path: Path) -> tuple[str, ...]:
     return ()
 
 
+def refuse_additions(subject: Transformer, form: str) -> None:
+    """Raise `UnsupportedError` for a model with more than its architecture has, which `form` can't hold.
+
+    form: what the reader calls it.
+    """
+    if low_rank.find_branches(subject.model):
+        raise UnsupportedError(
+            f"{form} has no branches beside linears: export a copy of the folder without {low_rank.FOLDER}/, which is "
+            "the model without them and gives other outputs, or choose onnx, packed or int8, which hold them"
+        )
+    if saving.is_sliced(subject.model.config):
+        raise UnsupportedError(
+            f"{form} has no linears on residual connections, which slicegpt's rotated models have: cut the original by "
+            "another recipe, such as minitron, or choose onnx or int8"
+        )
+
+
 def to_decilm(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     """Write a Llama-shaped model in the form of DeciLM and Nemotron-NAS; returns notes on what had to be padded.
 
@@ -156,8 +173,7 @@ def to_decilm(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     and for biases where a sub-block is gone (a no-op has none).
     """
     folder = Path(folder)
-    if low_rank.find_branches(subject.model):
-        raise UnsupportedError("DeciLM's form has no place for branches beside linears: export the model without them")
+    refuse_additions(subject, "DeciLM's form")
     config, widths = subject.model.config, subject.widths()
     _check_llama_shaped(subject, widths)
     heads = max(width.heads for width in widths)
@@ -214,8 +230,6 @@ def _check_llama_shaped(subject: Transformer, widths: list[Widths]) -> None:
         raise UnsupportedError(
             f"DeciLM is a Llama-shaped language model: it can't hold a {type(subject.model).__name__}"
         )
-    if saving.is_sliced(config):
-        raise UnsupportedError("DeciLM has no linears on residual connections, as this rotated and sliced model has")
     if getattr(config, "sliding_window", None):
         raise UnsupportedError(
             "DeciLM has no sliding window: set sliding_window to null if the context is short enough"

@@ -22,7 +22,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from secateur.errors import MissingExtraError, NumericalError, UnsupportedError
 from secateur.formats import expert_tensors
-from secateur.subjects.transformer import dequantising, low_rank, saving
+from secateur.subjects.transformer import dequantising, saving
+from secateur.subjects.transformer.export import refuse_additions
 from secateur.subjects.transformer.subject import Transformer
 
 if TYPE_CHECKING:
@@ -88,13 +89,13 @@ def to_gguf(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     """Write `model.gguf` into `folder`, in the floats that the model has; returns notes.
 
     Head counts, KV heads and FFN widths that differ between layers stand as arrays, in the architecture that knows them
-    (`deci`, Llama-shaped). The file is read again by gguf's own reader and compared, tensor by tensor;
-    `NumericalError` where one differs. A tokenizer of bytes or of SentencePiece's kind goes along with its merges,
-    special tokens and chat template; a note says where another is left out. Where layers have widths of their own, one
-    without an FFN gets one of 32 neurons that are zero, which changes no output: llama.cpp skips the attention of a
-    layer that has none. Norms that multiply by 1 + weight are written so; where queries are scaled otherwise than
-    llama.cpp scales them, their weights make up for it, in 32 bits. Which layers see a window, a file can't say: a note
-    says from which length on texts come out otherwise, where the model's are not llama.cpp's.
+    (`deci`, Llama-shaped). The file is read again by gguf's own reader and compared, tensor by tensor; `NumericalError`
+    where one differs. A tokenizer of bytes or of SentencePiece's kind goes along with its merges, special tokens and
+    chat template; notes say where another is left out, and where llama.cpp alone reads the file. Where layers have
+    widths of their own, one without an FFN gets one of 32 neurons that are zero, which changes no output: llama.cpp
+    skips the attention of a layer that has none. Norms that multiply by 1 + weight are written so; where queries are
+    scaled otherwise than llama.cpp scales them, their weights make up for it, in 32 bits. Which layers see a window, a
+    file can't say: a note says from which length on texts come out otherwise, where the model's are not llama.cpp's.
 
     Raises:
         MissingExtraError: gguf is not installed.
@@ -116,7 +117,15 @@ def to_gguf(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     writer.write_tensors_to_file()
     writer.close()
     _check(folder / "model.gguf", tensors)
-    return tuple(notes)
+    return (*notes, *_note_reading(folder / "model.gguf"))
+
+
+def _note_reading(file: Path) -> tuple[str, ...]:
+    """That a file can't be opened again here, where transformers does not know its architecture."""
+    obstacle = dequantising.find_obstacle(file)
+    if not obstacle:
+        return ()
+    return (f"the file is for llama.cpp alone: it can't be opened here again ({obstacle}), so keep the folder",)
 
 
 def _choose(subject: Transformer) -> _Form:
@@ -126,8 +135,7 @@ def _choose(subject: Transformer) -> _Form:
     if form is None or not subject.causal:
         known = ", ".join(_FORMS)
         raise UnsupportedError(f"a {name} can't be written as GGUF here: language models of {known} can")
-    if saving.is_sliced(config) or low_rank.find_branches(subject.model):
-        raise UnsupportedError("GGUF has no linears on residual connections and no branches: export without them")
+    refuse_additions(subject, "GGUF")
     rope = config.rope_parameters or {}
     if rope.get("rope_type", "default") not in form.ropes:
         raise UnsupportedError(
@@ -349,11 +357,13 @@ def _write_tokenizer(writer: GGUFWriter, subject: Transformer) -> tuple[str, ...
             subject.tokenizer.save_pretrained(folder)
         file = folder / "tokenizer.json"
         said = json.loads(file.read_text("utf-8")) if file.is_file() else {"model": {}}
-        if said["model"].get("type") != "BPE":
-            writer.add_tokenizer_model("none")
-            kind = said["model"].get("type", "no tokenizer.json")
-            return (f"GGUF can't hold its tokenizer ({kind}): the file takes and gives token ids",)
+        kind = said["model"].get("type", "no tokenizer.json")
         pieces = bool(said["model"].get("byte_fallback"))
+        if kind == "BPE" and not pieces and not said["model"].get("merges"):  # without which llama.cpp reads no file
+            kind = "BPE without merges"
+        if kind != "BPE":
+            writer.add_tokenizer_model("none")
+            return (f"GGUF can't hold its tokenizer ({kind}): the file takes and gives token ids",)
         tokens, types = _list_tokens(said, size)
         splitting, notes = "default", list[str]()
         if pieces:

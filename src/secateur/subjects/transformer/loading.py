@@ -50,6 +50,7 @@ __all__ = [
     "Folders",
     "check_outline",
     "copy_files",
+    "count_bytes",
     "count_stored",
     "hash_gguf",
     "load",
@@ -136,8 +137,13 @@ def open_subject(
 def _open_gguf(
     file: Path, tokenizer: Tokenizer | None, dtype: torch.dtype | str | None, quantised: bool
 ) -> Transformer:
-    """The model in a GGUF file. Its folder is what lies beside it, licence and card too, if no other model does."""
+    """The model in a GGUF file. Its folder is what lies beside it, licence and card too, if no other model does.
+
+    And the tokenizer, where the file has none.
+    """
     model, own, bits = dequantising.read_gguf(file, dtype, quantised=quantised)
+    if own is None and tokenizer is None and _lies_alone(file):
+        own = read_tokenizer(file.parent)
     subject = open_subject(model, tokenizer=tokenizer or own)
     if bits is not None and quantised:
         subject.stored = Stored(bits, float(file.stat().st_size))
@@ -152,13 +158,22 @@ def hash_gguf(file: Path) -> str | None:
 
 
 def count_stored(source: str | Path) -> float:
-    """Bytes of the weights at `source` where they are stored quantised or packed; 0 for floating point."""
+    """Bytes of the weights at `source`, and of its branches, where they are quantised or packed; 0 for floating point.
+
+    By the files that hold them.
+    """
     file = find_gguf(source)
     if file is not None:
         return 0.0 if dequantising.has_floats(file) else float(file.stat().st_size)
     root = locate(source)
     packed = {"quantization_config", unpacking.KEY} & checkpoints.read_json(root / "config.json").keys()
-    return float(sum(path.stat().st_size for path in root.glob("*.safetensors"))) if packed else 0.0
+    return count_bytes(root) if packed else 0.0
+
+
+def count_bytes(folder: Path) -> float:
+    """Bytes of the files that hold the weights of the model in `folder`, and its branches."""
+    places = (folder, folder / low_rank.FOLDER)
+    return float(sum(path.stat().st_size for place in places for path in place.glob("*.safetensors")))
 
 
 def _lies_alone(file: Path) -> bool:
@@ -175,7 +190,9 @@ def copy_files(source: str | Path, folder: Path) -> None:
     if file is None:
         copy_beside(locate(source), folder)
         return
-    dequantising.read_gguf_tokenizer(file).save_pretrained(folder)
+    tokenizer = dequantising.read_gguf_tokenizer(file)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
     if _lies_alone(file):
         copy_beside(file.parent, folder)
 
