@@ -31,7 +31,7 @@ def test_parts_that_are_there_are_listed_by_what_they_may_be_called() -> None:
     """A model of texts alone calls none of its modules language_model, and `--part language_model` runs."""
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TEXT))
     assert parts.find_path(model, "language_model") == "model"
-    with pytest.raises(InputError, match="has no part 'vision_tower': it has layers, language_model$"):
+    with pytest.raises(InputError, match=r"has no part 'vision_tower': it has layers, language_model$"):
         parts.find_path(model, "vision_tower")
 
 

@@ -60,8 +60,9 @@ def build_network(
 ) -> tuple[nn.Module, object]:
     """(module, example inputs) of a module, or of the name of a function that builds one.
 
-    inputs: what it runs on, or a shape such as "1x3x224x224"; if None what the function gives, or `first` of the module,
-    and of a model of transformers short ones of its kind (`pretrained.make_inputs`). Raises `UnsupportedError` for one that is offloaded, and `InputError` where inputs are lacking.
+    inputs: what it runs on, or a shape such as "1x3x224x224"; if None what the function gives, or `first` of the
+    module, and of a model of transformers short ones of its kind (`pretrained.make_inputs`). Raises `UnsupportedError`
+    for one that is offloaded, and `InputError` where inputs are lacking.
     """
     module, example = _build(model) if isinstance(model, str | Path) else (model, None)
     if devices.is_offloaded(module):  # first, for no inputs would help
@@ -74,8 +75,7 @@ def build_network(
     if example is None and first is not None:
         example = first(module)
     if example is None and (pretrained.is_pretrained(model) or pretrained.is_model(model)):
-        example = pretrained.make_inputs(cast("PreTrainedModel", module))
-        example = {name: one.to(module.device) if isinstance(one, Tensor) else one for name, one in example.items()}
+        example = _make_inputs(cast("PreTrainedModel", module))
     if example is None and isinstance(model, nn.Module):
         raise InputError(
             f"{type(model).__name__} comes without example inputs: give them, or their shape, such as '1x3x224x224', "
@@ -190,6 +190,12 @@ def _inputs_of_program(folder: Path) -> Example:
             f"{folder} does not say what its network runs on: give inputs, such as --input 1x3x224x224"
         ) from error
     return Example(args, kwargs)
+
+
+def _make_inputs(model: PreTrainedModel) -> dict[str, Tensor | bool]:
+    """Short inputs of a model of transformers, where it lies."""
+    made, place = pretrained.make_inputs(model), model.device
+    return {name: one.to(place) if isinstance(one, Tensor) else one for name, one in made.items()}
 
 
 def _random_inputs(shape: str, module: nn.Module) -> object:

@@ -176,22 +176,28 @@ def _quiet() -> Iterator[None]:
 
 def _derive(model: PreTrainedModel) -> Family:
     small = copy_small(model)
-    try:
-        run_model(small, make_tokens())
-    except Exception as error:
-        raise UnsupportedError(f"{type(model).__name__} can't run on tokens ({describe_error(error)})") from error
     with _same_positions(small) as shared:
         traced = Traced(_Read(small), Example.of((make_tokens(),)))
         try:
             groups = traced.groups()
         except SecateurError as error:
-            raise UnsupportedError(f"{type(model).__name__} can't be traced ({describe_error(error)})") from error
+            why = _find_failure(small) or f"can't be traced ({describe_error(error)})"
+            raise UnsupportedError(f"{type(model).__name__} {why}") from error
         family = read_family(small, groups)
     family = _extend_lists(family, model)
     family = replace(family, cached=_find_cached(small), shares_positions=bool(shared))
     whole = {**family.whole, **_keep_shared(model, family), **_keep_idle(traced, small, family)}
     family = prove(small, replace(family, whole=whole))
     return family if "layers" in family.whole else _prove_depth(model, family)
+
+
+def _find_failure(model: PreTrainedModel) -> str:
+    """How a pass over tokens fails; "" where it does not."""
+    try:
+        run_model(model, make_tokens())
+    except Exception as error:
+        return f"can't run on tokens ({describe_error(error)})"
+    return ""
 
 
 def _extend_lists(family: Family, model: PreTrainedModel) -> Family:
