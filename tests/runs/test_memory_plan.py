@@ -143,7 +143,7 @@ def test_what_can_not_be_planned_is_refused(tmp_path: Path) -> None:
     for wrong, words in (
         ({"batch": 0}, "batch=0 is not a whole number of at least 1"),
         ({"length": -1}, "length=-1 is not a whole number"),
-        ({"device": "nowhere"}, "device='nowhere' is no device of torch"),
+        ({"device": "nowhere"}, "device='nowhere' is none that torch has here"),
     ):
         with pytest.raises(InputError, match=words):
             memory_plan.estimate(tmp_path, **wrong)
