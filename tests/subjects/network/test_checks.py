@@ -82,7 +82,7 @@ REFUSED = [
     *((make, X, UnsupportedError, words) for make, words in UNSUPPORTED.values()),
     *((make, X, ModelError, words) for make, words in BROKEN.values()),
     *((mlp, inputs, ModelError, words) for inputs, words in INPUTS.values()),
-    (mlp, None, InputError, "Sequential comes without example inputs: give their shape"),
+    (mlp, None, InputError, "Sequential comes without example inputs: give them, or their shape"),
     (mlp, "hello", InputError, "input 'hello' is no shape"),
     (mlp, X[:0], InputError, r"the example inputs are empty \(\(0, 6\)\)"),
 ]
