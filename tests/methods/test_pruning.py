@@ -261,9 +261,13 @@ def test_what_heads_of_a_vision_transformer_leave_of_a_budget_is_used_or_said() 
         assert len(said) == (kept < 0.95 * share)
     small, cut = prune(model, image, "params=85%")
     (note,) = (note for note in cut.notes if "below the budget" in note)
-    assert note.endswith("such as of conv_proj.heads, which keeps 3 of 4; shares={'conv_proj.heads': 1} keeps more "
-                         "there, and less elsewhere")  # fmt: skip
+    assert note.endswith("the largest are those of conv_proj.heads, 1 of 4, of which it keeps 3")
     assert cut.removed == {"conv_proj.heads": (1, 4)}, "what else can stay stays"
+    _, cut = prune(model, image, "params=60%", scope="global")
+    assert any("below the budget" in note for note in cut.notes), "by score, nothing comes back"
+    _, cut = prune(model, image, "params=85%", shares={"*mlp*": 0.25})
+    assert not any("below the budget" in note for note in cut.notes), "it is the shares that leave room"
+    assert all(cut.removed[name][0] * 4 == cut.removed[name][1] * 3 for name in cut.removed if "mlp" in name)
 
 
 def test_a_site_that_loses_more_than_all_others_is_said() -> None:

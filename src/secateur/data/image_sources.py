@@ -340,6 +340,11 @@ def _read_rows(rows: Data, label: str, name: str, datasets: Data) -> Classified:
     if label not in ("", labels_of.DEFAULT):
         labels_of.check(label, features, name)
     kinds = next((one for one in (label, *_LABEL_COLUMNS) if one in features), None) if label else None
+    if kinds and isinstance(features[kinds], datasets.Image):
+        raise DataError(
+            f"{name} has images in {kinds!r}, where classes belong: give masks as a list of (image, mask), or as "
+            "folders images/ and masks/"
+        )
     names = tuple(getattr(features.get(kinds), "names", None) or ()) if kinds else ()
     if isinstance(features[column], datasets.Image):
         rows = rows.cast_column(column, datasets.Image(decode=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -189,7 +189,7 @@ def prune_subject(
         unknown = sorted(set(scope) - set(subject.coupling.sites))
         if unknown:
             raise InputError(f"scope names {unknown[0]!r}, which is no site: {', '.join(subject.coupling.sites)} are")
-    files.check_form(subject.model)
+    replaced = files.find_replaced(subject.model)
     notes, evened, below = tuple[str, ...](), tuple[str, ...](), tuple[str, ...]()
 
     def select() -> Selection:
@@ -218,7 +218,7 @@ def prune_subject(
             if scope == "local" and room > _ROOM:
                 selection = ranking.fill_up(units, scores, selection.keep, budget, chosen)
                 room = _room(selection, units, budget)
-            below = _below_notes(selection, units, budget, room)
+            below = _below_notes(selection, units, budget, room, chosen)
             return selection
         alike = ranking.even_out(units, scores, selection.keep, budget, chosen)
         evened = _evened_notes(selection, alike)
@@ -227,7 +227,7 @@ def prune_subject(
     selection, small, cut = cut_with_retries(subject, select, offsets=offsets, prove=prove)
     if scope == "local" and not shares:
         cut = replace(cut, notes=(*_thinned_notes(cut), *cut.notes)) if _thinned_notes(cut) else cut
-    files.note_form(small.model)
+    files.note_form(small.model, replaced)
     return selection, small, replace(cut, notes=(*cut.notes, *notes, *evened, *below))
 
 
@@ -254,23 +254,18 @@ def _room(selection: Selection, units: Units, budget: Budget) -> float:
     return min((1 - selection.spent[name] / limit for name, limit in limits.items() if limit), default=0.0)
 
 
-def _below_notes(selection: Selection, units: Units, budget: Budget, room: float) -> tuple[str, ...]:
-    """A note on a selection that leaves much of the budget, and on the site whose next step does not fit."""
-    if room <= _ROOM:
+def _below_notes(
+    selection: Selection, units: Units, budget: Budget, room: float, held: Collection[str]
+) -> tuple[str, ...]:
+    """A note on a selection that leaves much of the budget, and on the site of the largest steps that is not `held`."""
+    partly = [name for name, mask in selection.keep.items() if not bool(mask.all()) and name not in held]
+    if room <= _ROOM or not partly:
         return ()
-    whole = {name: mask for name, mask in selection.keep.items() if not bool(mask.all())}
-    if not whole:
-        return ()
-
-    def step(name: str) -> float:
-        return 1 - int(whole[name].sum()) / units[name].count
-
-    name = max(whole, key=step)
-    kept, count = int(whole[name].sum()), units[name].count
-    more = min(count, kept + units[name].multiple) / count
+    name = max(partly, key=lambda one: units[one].multiple / units[one].count)
+    kept, count = int(selection.keep[name].sum()), units[name].count
     return (
-        f"the cut stays {room:.0%} below the budget {budget.brief()}: no site's next step fits in, such as of {name}, "
-        f"which keeps {kept} of {count}; shares={{{name!r}: {more:.3g}}} keeps more there, and less elsewhere",
+        f"the cut stays {room:.0%} below the budget {budget.brief()}, for sites go in steps: the largest are those of "
+        f"{name}, {units[name].multiple} of {count}, of which it keeps {kept}",
     )
 
 

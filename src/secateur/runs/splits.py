@@ -404,9 +404,12 @@ def read_judged(judged: Data, data: Examples, subject: Traced) -> Examples | Non
 
 def _boxes_numbered_as(data: Examples, judged: Examples) -> Examples:
     """Boxes with the labels that `data` has for their classes; as they are where that does not name all of theirs."""
-    if not judged.classes or judged.classes == data.classes or not set(judged.classes) <= set(data.classes):
+    ours, theirs = data.classes, judged.classes
+    if not any((*ours, *theirs)):  # no class has a name
+        ours, theirs = tuple(map(str, data.ids)), tuple(map(str, judged.ids))
+    if not theirs or theirs == ours or not set(theirs) <= set(ours):
         return judged
-    numbers = torch.tensor([data.classes.index(name) for name in judged.classes])
+    numbers = torch.tensor([ours.index(name) for name in theirs])
     return replace(judged, targets=boxes.renumber(judged.targets, numbers), classes=data.classes, ids=data.ids)
 
 

@@ -24,6 +24,7 @@ from transformers import (
 import secateur
 import tiny
 from secateur import cli
+from secateur._utils import ranges
 from secateur.errors import ModelError
 from secateur.runs import cutting as pruning
 from secateur.subjects import load, open_subject
@@ -236,6 +237,20 @@ def test_a_network_cut_after_a_recipe_has_the_map_of_both(tmp_path: Path) -> Non
         )
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert float((bare - theirs).abs().max()) > 0.01
+
+
+def test_norms_that_were_made_exact_at_each_of_several_cuts_are_told_together(tmp_path: Path) -> None:
+    """An adapter's own norms are multiplied by the whole, D / d of the dense model."""
+    base = tiny.folder("llama", tmp_path / "base")
+    width = open_subject(base).layout.hidden_size
+    open_subject(base).cut(Selection({"channels": np.arange(width) % 4 > 0}))[0].save(tmp_path / "mid")
+    for source, out in (("mid", "small"), ("small", "less")):
+        secateur.run(pruning.prune, tmp_path / source, None, "params=75%", out=tmp_path / out)
+        said = json.loads((tmp_path / out / "cut_map.json").read_text())
+        left = load(tmp_path / out).config.hidden_size
+        assert said["base"]["name"] == str(base)
+        assert len(ranges.read(said["channels"])) == left < width
+        assert said["norm_ratio"] == pytest.approx(width / left)
 
 
 def test_a_sub_block_that_a_recipe_took_away_stays_away_in_the_map(tmp_path: Path) -> None:

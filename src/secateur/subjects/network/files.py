@@ -21,14 +21,16 @@ from secateur.subjects.network.recording import Example, tensors_of
 from secateur.subjects.network.shrinking import History, history, remember, shrink, twin
 
 __all__ = [
-    "PLAN", "Stored", "check_form", "note_form", "read", "read_history", "read_kind", "write", "write_program",
+    "PLAN", "Stored", "find_replaced", "note_form", "read", "read_history", "read_kind", "write", "write_program",
 ]  # fmt: skip
 
 PLAN = "cut.json"
 """The file that says what was cut."""
 
 _FORM = "_secateur_form"
-"""Where a network knows its form: how many cuts there were, tensor -> shape, module -> class."""
+"""Where a network knows its form: how many cuts there were, tensor -> shape, module -> class, what was replaced."""
+_DROPPING = ("DropPath", "StochasticDepth")
+"""Classes of timm and torchvision that pass on what they get in evaluation mode."""
 
 _WEIGHTS, _MASKS = "model.safetensors", "masks.safetensors"
 
@@ -75,7 +77,7 @@ def _check_tensors(stored: Stored) -> None:
         for name, dims in plan.tensors.items()
         for dim, stays in dims.items()
     }
-    check_form(stored.model)
+    _check_form(stored.model)
     tensors, kind = tensors_of(stored.model), type(stored.model).__name__
     for (name, dim), size in sizes.items():
         if name in tensors and tensors[name].dim() > dim and tensors[name].shape[dim] != size:
@@ -94,44 +96,53 @@ def _check_tensors(stored: Stored) -> None:
             )
 
 
-def note_form(model: nn.Module) -> None:
-    """Have a network know its modules and the shapes of its tensors, as the last cut left them: see `check_form`."""
+def note_form(model: nn.Module, replaced: str = "") -> None:
+    """Have a network know its modules and the shapes of its tensors, as the last cut left them: see `find_replaced`.
+
+    replaced: what `find_replaced` said of it before that cut.
+    """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
     kinds = {name: _name_kind(module) for name, module in model.named_modules()}
-    model.__dict__[_FORM] = (len(history(model).plans), shapes, kinds)
+    model.__dict__[_FORM] = (len(history(model).plans), shapes, kinds, replaced)
 
 
-def check_form(model: nn.Module) -> None:
-    """Raise `ModelError` for a network whose modules were replaced since `note_form`, if nothing was cut since then.
+def find_replaced(model: nn.Module) -> str:
+    """Which of a network's modules was replaced since `note_form`, if nothing was cut since then; "" where none was.
 
-    The original with the cuts on record is not that network any more: its weights would not fit, or do something else.
-    A dropout may go, or come.
+    A dropout may go, or come, and batch norms may become those of several processes.
     """
-    cuts, shapes, kinds = model.__dict__.get(_FORM, (-1, {}, {}))
-    if cuts != len(history(model).plans):
-        return
+    cuts, shapes, kinds, before = model.__dict__.get(_FORM, (-1, {}, {}, ""))
+    if cuts != len(history(model).plans) or before:
+        return str(before)
     found = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
     wrong = next((name for name in sorted({*shapes, *found}) if shapes.get(name) != found.get(name)), None)
     if wrong is not None:
-        before, now = ("absent" if one is None else str(one) for one in (shapes.get(wrong), found.get(wrong)))
-        what = f"{wrong} of this {type(model).__name__} is {now}, and was {before} after the cut"
-    else:
-        modules = dict(model.named_modules())
-        there = {name: _name_kind(modules[name]) for name in kinds if name in modules}
-        other = next((name for name, kind in there.items() if kind != kinds[name]), None)
-        if other is None:
-            return
-        what = f"{other} of this {type(model).__name__} is {there[other]}, and was {kinds[other]}"
-    raise ModelError(
-        f"{what}: it was replaced since, and what the folder says of the original would be wrong; put back what was "
-        "there, replace it in the original before it is cut, or save the state_dict"
-    )
+        was, now = ("absent" if one is None else str(one) for one in (shapes.get(wrong), found.get(wrong)))
+        return f"{wrong} of this {type(model).__name__} is {now}, and was {was} after the cut"
+    modules = dict(model.named_modules())
+    there = {name: _name_kind(modules[name]) for name in kinds if name in modules}
+    other = next((name for name, kind in there.items() if kind != kinds[name]), None)
+    return "" if other is None else f"{other} of this {type(model).__name__} is {there[other]}, and was {kinds[other]}"
+
+
+def _check_form(model: nn.Module) -> None:
+    """Raise `ModelError` for a network whose modules were replaced after a cut.
+
+    The original with the cuts on record is not that network any more: its weights would not fit, or do something else.
+    """
+    if what := find_replaced(model):
+        raise ModelError(
+            f"{what}: it was replaced since, and what the folder says of the original would be wrong; put back what "
+            "was there, replace it in the original before it is cut, or save the state_dict"
+        )
 
 
 def _name_kind(module: nn.Module) -> str:
     """The class of a module; of one that passes on what it gets, at least in evaluation mode, a common name."""
-    passes = isinstance(module, nn.Identity | nn.modules.dropout._DropoutNd)
-    return "Identity" if passes else type(module).__name__
+    if isinstance(module, nn.Identity | nn.modules.dropout._DropoutNd) or type(module).__name__ in _DROPPING:
+        return "Identity"
+    norm = isinstance(module, nn.modules.batchnorm._BatchNorm)  # SyncBatchNorm takes the place of any of them
+    return "BatchNorm" if norm else type(module).__name__
 
 
 def write_program(folder: Path, model: nn.Module, example: Example) -> None:

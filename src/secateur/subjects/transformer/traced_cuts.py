@@ -219,14 +219,8 @@ def _find_kept(base: Layout, before: Kept, stays: _Places) -> Kept:
             if index is not None:
                 mask = found.setdefault(site, np.zeros(int(unit.max()) + 1, dtype=bool))
                 mask[unit[index][unit[index] >= 0].numpy()] = True
-    for site, mask in found.items():
-        masks[site] = mask & masks.get(site, True)
-    for layer, parts in before.parts.items():
-        if "experts" in parts:  # what stays of one that goes does not count
-            there = np.repeat(masks[f"layers.{layer}.experts"], base.widths[layer].expert_neurons)
-            masks[f"layers.{layer}.expert_neurons"] &= there
     # The cut is made, and was proved: what recipes may not cut in this family may be gone all the same.
-    return cutting.find_kept(Layout(base.model, replace(base.family, whole={})), masks)
+    return cutting.find_kept(Layout(base.model, replace(base.family, whole={})), masks | found)
 
 
 def _mask_sites(base: Layout, kept: Kept) -> dict[str, np.ndarray]:
