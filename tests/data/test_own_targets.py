@@ -227,3 +227,10 @@ def test_a_segmenter_is_measured_on_a_data_set_of_python() -> None:
         perfect[0].weight[1, 0], perfect[1].weight[1, 1], perfect[1].bias[0] = 1.0, 2.0, 1.0
     found = secateur.measure(perfect, data=loading.TensorDataset(IMAGES, masks), inputs=IMAGES[:2])
     assert found["model"]["mIoU"].value == 1.0
+
+
+def test_masks_held_out_are_read_as_those_that_are_learned_from() -> None:
+    learned = examples.read(Masks())
+    ones = [(Image.new("RGB", (8, 8)), Image.new("L", (8, 8), 255)) for _ in range(3)]
+    judged = examples.with_transform(splits.with_classes_of(learned, examples.read(ones)), "none")
+    assert judged.batch([0])["labels"].unique().tolist() == [1], "where 255 is class 1"

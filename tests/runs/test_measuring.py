@@ -466,3 +466,13 @@ def test_a_network_of_which_nothing_can_be_cut_is_measured_all_the_same():
     assert found["model"]["params"].value == 16
     with pytest.raises(ModelError, match="can't run"):
         measuring.measure(torch.nn.Conv2d(3, 4, 1), inputs=torch.rand(2, 5, 8, 8))
+
+
+def test_a_network_beside_a_language_model_is_measured_as_a_network(tmp_path):
+    (tmp_path / "net.py").write_text("from torch import nn\n\ndef build():\n    return nn.Linear(4, 2)\n")
+    llama = tiny.folder("llama", tmp_path / "llama")
+    for pair in ((f"{tmp_path}/net.py:build", llama), (llama, f"{tmp_path}/net.py:build")):
+        with pytest.raises(
+            (InputError, ModelError), match=r"can't run on the example inputs|does not take what the other"
+        ):
+            measuring.measure(*pair, inputs=torch.rand(2, 4))
