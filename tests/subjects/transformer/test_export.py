@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from secateur._utils import rundir
 from secateur.errors import NumericalError, UnsupportedError
 from secateur.formats import decilm
 from secateur.subjects import open_subject
@@ -247,3 +248,10 @@ def test_onnx_of_a_sentence_transformer_gives_embeddings(tmp_path: Path) -> None
     (given,) = session.run(["sentence_embedding"], inputs)
     np.testing.assert_allclose(given, expected.numpy(), atol=1e-4)
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_an_export_that_takes_long_is_said(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(rundir, "_LATE", 0.0)
+    to_onnx(make("gpt2"), tmp_path / "onnx")
+    assert "export to ONNX: under way" in capsys.readouterr().err

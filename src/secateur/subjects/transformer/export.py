@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from secateur._utils import checkpoints
+from secateur._utils.rundir import say_what_takes_long
 from secateur.errors import NumericalError, UnsupportedError
 from secateur.formats import decilm, onnx_files
 from secateur.subjects.transformer import low_rank, saving
@@ -46,9 +47,9 @@ def to_onnx(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     if hasattr(model, "set_experts_implementation") and subject.family.experts is not None:
         model.set_experts_implementation("batched_mm")  # grouped products have no counterpart in ONNX
     whole = subject._copy(model, subject.layer_index)
-    notes = (
-        _write_generating(whole, folder / "model.onnx") if whole.causal else _write_pass(whole, folder / "model.onnx")
-    )
+    write = _write_generating if whole.causal else _write_pass
+    with say_what_takes_long("export to ONNX"):  # minutes, where loops over states are written out
+        notes = write(whole, folder / "model.onnx")
     subject.model.config.save_pretrained(folder)
     config = checkpoints.read_json(folder / "config.json")
     config.pop("auto_map", None)  # the modelling file does not go along
