@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -35,10 +36,13 @@ def execute(given: dict[str, Any]) -> None:
     have = memory_steps.available(device)
     rows = [["Stage", "Peak memory", f"Fits {device}"]]
     for name, value in plan.stages().items():
-        rows.append([_STAGES[name], display.number("memory", value), "yes" if value <= have else "no"])
+        rows.append(
+            [_STAGES[name], display.number("memory", value), "yes" if value <= have else "no" if value > have else "?"]
+        )
     title = f"{plan.model}, {display.number('params', plan.params)} parameters"
     console().print(evidence.rich_table(rows, title=title))
-    print_lines(f"{device} has {display.number('memory', have)} in all")
+    known = f"{device} has {display.number('memory', have)} in all"
+    print_lines(f"{device} is not here, so what it has is not known" if math.isnan(have) else known)
 
 
 COMMAND = Command(

@@ -6,6 +6,7 @@ Passes are run on tensors without memory (`measure.memory.simulate`); what the l
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -51,8 +52,13 @@ of weights are copied on the way, too, on ResNets of 11 to 24 million and Mobile
 
 
 def available(device: str | torch.device = "cpu") -> float:
-    """Bytes that the device has: of a card all its memory, else the machine's, or this container's limit."""
+    """Bytes that the device has: of a card all its memory, else the machine's, or this container's limit.
+
+    NaN for a card that is not here.
+    """
     if torch.device(device).type == "cuda":
+        if not torch.cuda.is_available():
+            return math.nan
         return float(torch.cuda.get_device_properties(torch.device(device)).total_memory)
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() and os.access(limit, os.R_OK) else "max"
@@ -65,6 +71,8 @@ def describe(stages: Mapping[str, float], device: str = "cpu") -> str:
     have = available(device)
     parts = [f"{_WORDS[name]} {display.number('memory', value)}" for name, value in stages.items()]
     over = [_WORDS[name] for name, value in stages.items() if value > have]
+    if math.isnan(have):
+        return f"peak memory: {', '.join(parts)}; {device} is not here, so what it has is not known"
     verdict = f"too little for {', '.join(over)}" if over else "enough for each"
     return f"peak memory: {', '.join(parts)}; {device} has {display.number('memory', have)}, {verdict}"
 
