@@ -78,7 +78,10 @@ def test_labels_from_0_stay_names_and_crowds_are_told_and_a_sampler_is_followed(
     data = loading.DataLoader(data, sampler=loading.SubsetRandomSampler([0, 1, 2]), collate_fn=pair_up)
     found = examples.read(data)
     assert len(found) == 3
-    assert found.notes == ("of the 12 examples of the data 3 are read, those that its loader's sampler draws",)
+    assert found.notes == (
+        "of the 12 examples of the data 3 are read, those that its loader's sampler draws",
+        "the data: 1 of 3 boxes of crowds or objects too hard to judge, not learned from (first on item 2)",
+    )
     assert found.classes == tuple(f"class {number}" for number in range(1, 10)), "the first is the background's"
     assert found.targets[2]["labels"].tolist() == [7]
     assert found.targets[2]["crowd_labels"].tolist() == [8]
@@ -104,12 +107,32 @@ def boxed(*labels: list[int], classes: list[str] | None = None) -> examples.Exam
         (boxed([1], [2], [3]), boxed([1], [2]), [[0], [1]]),
         (boxed([0], [1], [2]), boxed([1], [2]), [[1], [2]]),
         (boxed([1], [2], [3]), boxed([3], [2]), [[2], [1]]),
+        (boxed([0], [1], [2], [3]), boxed([1], [3]), [[1], [3]]),
+        (boxed([0], [1], [2], classes=["x", "y", "z"]), boxed([1], [2]), [[1], [2]]),
     ],
-    ids=["the highest lacks", "0 lacks", "1 lacks"],
+    ids=["the highest lacks", "0 lacks", "1 lacks", "several lack", "names lack"],
 )
 def test_boxes_held_out_have_the_classes_that_are_learned(learned, judged, numbers) -> None:
     found = splits.with_classes_of(learned, judged)
     assert [target["labels"].tolist() for target in found.targets] == numbers
+    assert (found.classes, found.ids) == (learned.classes, learned.ids)
+
+
+@pytest.mark.parametrize(("judged", "wrong"), [([[0], [1]], 0), ([[1], [4]], 4)])
+def test_boxes_held_out_of_a_class_that_is_not_learned_are_refused(judged: list[list[int]], wrong: int) -> None:
+    with pytest.raises(DataError, match=rf"has boxes of the class {wrong}, and the data has those of 1, 2, 3: give"):
+        splits.with_classes_of(boxed([1], [2], [3]), boxed(*judged))
+
+
+def test_a_part_of_a_named_set_counts_as_the_whole_does() -> None:
+    box = torch.tensor([2.0, 2.0, 12.0, 12.0])
+    whole: Any = [(IMAGES[0], {"boxes": box[None], "labels": torch.tensor([label])}) for label in (1, 2, 1, 0)]
+    whole = type("Named", (list,), {"classes": ["car", "person", "bike"]})(whole)
+    found = examples.read(loading.Subset(whole, [0, 1, 2]))
+    assert [target["labels"].tolist() for target in found.targets] == [[1], [2], [1]]
+    whole[3] = (IMAGES[0], {"boxes": box[None], "labels": torch.tensor([3])})
+    found = examples.read(loading.Subset(whole, [0, 1, 2]))
+    assert [target["labels"].tolist() for target in found.targets] == [[0], [1], [0]]
 
 
 def test_names_of_classes_count_as_the_labels_do() -> None:
@@ -131,6 +154,26 @@ def test_boxes_in_another_format_become_corners() -> None:
     assert found.targets[0]["boxes"].tolist() == [[2.0, 3.0, 12.0, 15.0]]
 
 
+def test_no_box_is_a_target_too_and_marks_of_crowds_that_are_not_one_each_are_passed_over() -> None:
+    none = {"boxes": torch.tensor([]), "labels": torch.tensor([])}
+    odd = {
+        "boxes": torch.tensor([[1.0, 2.0, 3.0, 4.0]]).expand(2, 4),
+        "labels": torch.ones(2),
+        "iscrowd": torch.tensor(True),
+    }
+    found = examples.read([(IMAGES[0], none), (IMAGES[1], odd)])
+    assert [list(target["boxes"].shape) for target in found.targets] == [[0, 4], [2, 4]]
+    assert "crowds" not in found.targets[1]
+
+
+def test_masks_with_the_same_numbers_in_another_shape_are_other_masks() -> None:
+    def read(*shape: int) -> examples.Examples:
+        return examples.read([(IMAGES[0], torch.zeros(shape)), (IMAGES[1], torch.zeros(shape))])
+
+    assert read(16, 64).digest != read(64, 16).digest
+    assert read(16, 64).digest == read(16, 64).digest
+
+
 def test_what_a_loader_makes_of_its_examples_is_asked() -> None:
     """Its own collate function may make classes of masks, or pick what it needs."""
     masks = torch.zeros(12, 32, 32, dtype=torch.long)
@@ -148,6 +191,108 @@ def test_what_a_loader_makes_of_its_examples_is_asked() -> None:
     assert found.labels is not None
     assert not found.per_pixel
     assert examples.read(loading.DataLoader(pairs, batch_size=4)).per_pixel
+
+
+MASKED = [(IMAGES[place], (IMAGES[place, 0] > 0.5).long()) for place in range(12)]
+
+
+def stack(batch: list[Any], change: Any) -> tuple[Tensor, Tensor]:
+    return torch.stack([change(image) for image, _ in batch]), torch.stack([mask for _, mask in batch])
+
+
+def test_what_a_loader_changes_of_its_images_is_not_passed_over() -> None:
+    same = loading.DataLoader(MASKED, batch_size=4, collate_fn=lambda batch: stack(batch, lambda image: image.clone()))
+    assert examples.read(same).per_pixel
+    for change in (lambda image: image * 2 - 1, lambda image: image[:, ::2, ::2]):
+        loader = loading.DataLoader(MASKED, batch_size=4, collate_fn=lambda batch, change=change: stack(batch, change))
+        with pytest.raises(DataError, match="the collate_fn of the loader of the data makes other images, boxes or"):
+            examples.read(loader)
+    pictures = [(Image.new("RGB", (8, 8), (51, 102, 255)), mask) for _, mask in MASKED]
+    shares = torch.tensor([0.2, 0.4, 1.0])[:, None, None].expand(3, 8, 8)
+    loader = loading.DataLoader(pictures, batch_size=4, collate_fn=lambda batch: stack(batch, lambda _: shares))
+    assert examples.read(loader).per_pixel, "the same image as a tensor"
+    broken = loading.DataLoader(MASKED, batch_size=4, collate_fn=lambda batch: batch[7])
+    with pytest.raises(DataError, match=r"fails on the first of its examples \(.*\): give the data set alone"):
+        examples.read(broken)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{"batch_size": 1}, {"batch_size": None}, {"batch_size": 4}, {"batch_size": 2, "collate_fn": lambda batch: batch}],
+    ids=str,
+)
+def test_loaders_of_images_of_unequal_sizes(how: dict[str, Any]) -> None:
+    found = examples.with_transform(examples.read(loading.DataLoader(Masks(), **how)), "imagenet", "16")
+    assert found.per_pixel
+    assert len(found) == 6
+
+
+def test_numbers_of_any_kind_are_the_same_twice() -> None:
+    half = [(image.bfloat16(), mask) for image, mask in MASKED]
+    assert torch.equal(
+        examples.with_transform(examples.read(half), "none").batch()["inputs"], IMAGES.bfloat16().float()
+    )
+    learned = [(image.clone().requires_grad_(), mask) for image, mask in MASKED]
+    assert examples.read(learned).per_pixel
+    flat = {"boxes": torch.tensor([[1.0, 2.0, float("nan"), 9.0]]), "labels": torch.tensor([1])}
+    with pytest.raises(DataError, match="the data has a box of item 1 that is no four finite numbers"):
+        examples.read([Boxes()[1], (IMAGES[1], flat)])
+
+
+def test_an_example_in_names_keeps_its_mask_or_its_boxes() -> None:
+    found = examples.read([{"image": image, "mask": mask} for image, mask in MASKED])
+    assert found.per_pixel
+    named = [{"image": image, **target} for image, target in (Boxes()[place] for place in range(12))]
+    assert [len(target["boxes"]) for target in examples.read(named).targets[:4]] == [0, 1, 2, 0]
+
+
+def test_what_is_passed_over_with_a_mask_or_boxes_says_what_to_give() -> None:
+    for pairs, what in ((iter(MASKED), "a mask"), ((Boxes()[place] for place in range(3)), "boxes")):
+        with pytest.raises(
+            DataError, match=f"item 0 of the data has {what}, which the data gives as it is passed over"
+        ):
+            examples.read(pairs)
+
+
+def test_boxes_are_checked_as_those_of_files() -> None:
+    flat, outside = [3.0, 3.0, 3.0, 9.0], [40.0, 40.0, 50.0, 50.0]
+    target = {"boxes": torch.tensor([flat, outside, *[[1.0, 1.0, 9.0, 9.0]] * 18]), "labels": torch.ones(20)}
+    found = examples.read([(IMAGES[0], target)])
+    assert len(found.targets[0]["boxes"]) == 18
+    assert found.notes == (
+        "the data: 1 of 20 boxes without an area, left out (first on item 0)",
+        "the data: 1 of 20 boxes outside of their images, left out (first on item 0)",
+    )
+    for boxes, words in (
+        ([outside], "no box that can be learned from"),
+        ([[0.1, 0.1, 0.5, 0.5]], "has boxes between 0 and 1, which are shares of an image: give them in pixels"),
+        ([[1.0, 2.0, 3.0]], r"item 0 of the data has boxes of shape \[1, 3\]: give four numbers for each"),
+    ):
+        with pytest.raises(DataError, match=words):
+            examples.read([(IMAGES[0], {"boxes": torch.tensor(boxes), "labels": torch.ones(1)})])
+    with pytest.raises(DataError, match="item 0 of the data has the label cat: labels are whole numbers"):
+        examples.read([(IMAGES[0], {"boxes": torch.tensor([[1.0, 1.0, 9.0, 9.0]]), "labels": ["cat"]})])
+
+
+def test_each_example_of_a_batch_is_asked_for_once() -> None:
+    asked = list[int]()
+
+    def get(self: Any, place: int) -> Any:
+        asked.append(place)
+        return MASKED[place]
+
+    counting = type("Counting", (loading.Dataset,), {"__getitem__": get, "__len__": lambda self: 12})
+    found = examples.with_transform(examples.read(counting()), "none")
+    found.batch()
+    asked.clear()
+    found.batch()
+    assert sorted(asked) == list(range(12))
+
+
+def test_masks_of_bits_held_out_are_read_as_those_of_0_and_255() -> None:
+    ones = [(image, (mask > 0)) for image, mask in MASKED]
+    judged = examples.with_transform(splits.with_classes_of(examples.read(Masks()), examples.read(ones)), "none")
+    assert torch.equal(judged.batch()["labels"], torch.stack([mask for _, mask in MASKED]))
 
 
 def test_a_data_set_that_draws_by_itself_is_refused() -> None:

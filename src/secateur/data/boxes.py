@@ -26,6 +26,7 @@ __all__ = [
     "Annotation",
     "Augmentation",
     "augmentation",
+    "clean",
     "collect",
     "fit_boxes",
     "fit_images",
@@ -125,11 +126,7 @@ def collect(
         raise DataError(f"{source} names {len(missing)} of {len(rows)} images that are not there, such as {missing[0]}")
     with ThreadPoolExecutor(_READERS) as pool:
         shapes = list(pool.map(_shape, rows))
-    tally = _Tally()
-    targets = tuple(_clean(row, size, tally) for row, (size, _) in zip(rows, shapes, strict=True))
-    notes = tally.notes(source)
-    if not any(len(target["boxes"]) for target in targets):
-        raise DataError(f"{source} has no box that can be learned from: a detector needs some")
+    targets, notes = clean(rows, [size for size, _ in shapes], source)
     return Annotated(
         name or source.name,
         tuple(row.file for row in rows),
@@ -140,6 +137,18 @@ def collect(
         tuple(ids),
         notes,
     )
+
+
+def clean(
+    rows: Sequence[Annotation], sizes: Sequence[tuple[int, int]], source: Path
+) -> tuple[tuple[dict[str, Tensor], ...], tuple[str, ...]]:
+    """(the boxes of images of these sizes that can be learned from, as `Annotated.targets`; notes): see `collect`."""
+    tally = _Tally()
+    targets = tuple(_clean(row, size, tally) for row, size in zip(rows, sizes, strict=True))
+    notes = tally.notes(source)
+    if not any(len(target["boxes"]) for target in targets):
+        raise DataError(f"{source} has no box that can be learned from: a detector needs some")
+    return targets, notes
 
 
 def renumber(targets: Sequence[Mapping[str, Tensor]], numbers: Tensor) -> tuple[dict[str, Tensor], ...]:

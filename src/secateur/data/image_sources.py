@@ -38,9 +38,9 @@ from secateur.data.transforms import Picture
 from secateur.errors import DataError, MissingExtraError
 
 __all__ = [
-    "CHANNELS", "LARGEST", "Classified", "Data", "Items", "Shards", "find_held_out", "has_places", "is_batch",
-    "is_shards", "is_table", "picture_of", "read_folder", "read_hub", "read_pairs", "read_shards", "read_table",
-    "restrict", "whole_of",
+    "CHANNELS", "LARGEST", "Classified", "Data", "Items", "Shards", "find_held_out", "has_boxes", "has_places",
+    "is_batch", "is_mask", "is_shards", "is_table", "pair_of", "picture_of", "read_folder", "read_hub", "read_pairs",
+    "read_shards", "read_table", "restrict", "whole_of",
 ]  # fmt: skip
 
 Data: TypeAlias = Any
@@ -53,6 +53,8 @@ _UNREAD = frozenset({".arw", ".cr2", ".dng", ".heic", ".heif", ".nef", ".psd", "
 """Files of images that Pillow does not read by itself."""
 _IMAGE_COLUMNS = ("image", "img", "images", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
+_MASK_COLUMNS = ("mask", "masks")
+_BOX_COLUMNS = ("boxes", "bbox", "bboxes", "objects")
 LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0}
 """Of numbers by which images are stored, what stands for 1."""
 CHANNELS = (1, 3, 4)
@@ -345,6 +347,11 @@ def _read_rows(rows: Data, label: str, name: str, datasets: Data) -> Classified:
             f"{name} has images in {kinds!r}, where classes belong: give masks as a list of (image, mask), or as "
             "folders images/ and masks/"
         )
+    if label and not kinds and (other := next((one for one in (*_MASK_COLUMNS, *_BOX_COLUMNS) if one in features), "")):
+        raise DataError(
+            f"{name} has {other!r} and no class, and masks and boxes of tables are not read: give a list of (image, "
+            'mask) or (image, {"boxes", "labels"}), or folders and annotations (docs/guide/data.md)'
+        )
     names = tuple(getattr(features.get(kinds), "names", None) or ()) if kinds else ()
     if isinstance(features[column], datasets.Image):
         rows = rows.cast_column(column, datasets.Image(decode=False))
@@ -410,7 +417,7 @@ class Items(Source):
 
     def pair(self, place: int) -> tuple[Data, Data]:
         """(image, its label or None)."""
-        return _pair(self.item(place), self.name(place))
+        return pair_of(self.item(place), self.name(place))
 
     def item(self, place: int) -> Data:
         """What the sequence holds."""
@@ -559,7 +566,7 @@ def _unbatch(source: Iterable[object], name: str, *, batched: bool = False) -> I
     for number, item in enumerate(source):
         if batched and not isinstance(item, Mapping) and not (isinstance(item, tuple | list) and len(item) == 2):
             raise DataError(f"{name} gives batches of {type(item).__name__}: expected (images [B, ...], labels [B])")
-        image, label = _pair(item, f"item {number} of {name}")
+        image, label = pair_of(item, f"item {number} of {name}")
         batched = batched or is_batch(image, label)  # after a batch, one of three grey images is one as well
         if not batched:
             yield image, label
@@ -583,19 +590,36 @@ def is_batch(image: Data, label: Data) -> bool:
     return grey and several and len(label) == len(image)
 
 
-def _pair(item: object, where: str) -> tuple[Data, Data]:
-    """(image, label) of an item, or (images, labels) of a batch; None for a label that is not there."""
+def pair_of(item: object, where: str) -> tuple[Data, Data]:
+    """(image, label) of an item, or (images, labels) of a batch; None for a label that is not there.
+
+    Of an item with boxes the label is what it holds beside its image, and a mask stands in for a label.
+    """
     if isinstance(item, Mapping):
         image = next((name for name in _IMAGE_COLUMNS if name in item), None)
         if image is None:
             raise DataError(f"{where} has {', '.join(map(str, item))} and no image: call it `image`, its class `label`")
-        return item[image], next((item[name] for name in _LABEL_COLUMNS if name in item), None)
+        if has_boxes(item):
+            return item[image], {name: value for name, value in item.items() if name != image}
+        return item[image], next((item[name] for name in (*_LABEL_COLUMNS, *_MASK_COLUMNS) if name in item), None)
     if isinstance(item, Image.Image | Tensor | np.ndarray):
         return item, None
     if isinstance(item, tuple | list) and len(item) in (1, 2):
         return item[0], item[1] if len(item) == 2 else None
     what = f"{type(item).__name__} of {len(item)}" if isinstance(item, tuple | list) else type(item).__name__
     raise DataError(f"{where} is {what}: expected a pair (image, label){_TEXTS if isinstance(item, str) else ''}")
+
+
+def has_boxes(target: Data) -> bool:
+    """Whether it is {"boxes", "labels"}, with whatever else."""
+    return isinstance(target, Mapping) and {"boxes", "labels"} <= target.keys()
+
+
+def is_mask(target: Data) -> bool:
+    """Whether it is [H, W] or [1, H, W], or an image."""
+    shape = list(getattr(target, "shape", ()))
+    flat = len(shape) == 2 or (len(shape) == 3 and shape[0] == 1)
+    return isinstance(target, Image.Image) or (flat and math.prod(shape) > 1)
 
 
 def _label(value: object) -> object:
@@ -624,7 +648,7 @@ def picture_of(value: object, name: str) -> Picture:
             f"{name} is {type(value).__name__}{shape}: give PIL images, or arrays [C, H, W] or [H, W, 3]"
             + (_TEXTS if isinstance(value, str) else "")
         )
-    values = value.as_subclass(Tensor).detach()
+    values = value.as_subclass(Tensor).detach().cpu()
     values = values[None] if values.dim() == 2 else values
     if values.dtype == torch.uint8 and len(values) in (3, 4):
         return Image.fromarray(values[:3].permute(1, 2, 0).contiguous().numpy())
@@ -697,6 +721,12 @@ def _spool(pairs: Iterable[tuple[object, object]], name: str, names: tuple[str, 
     """Pass over (image, label) once, and keep them."""
     source, kinds = _Spooled(name), Labels()
     for image, label in pairs:
+        if has_boxes(label) or is_mask(label):
+            what = "boxes" if has_boxes(label) else "a mask"
+            raise DataError(
+                f"{source.name(len(source))} has {what}, which {name} gives as it is passed over: give a list, or a "
+                "data set with a length whose items are had by their places"
+            )
         source.add(image)
         kinds.add(_label(label))
     if not len(source):

@@ -6,12 +6,15 @@ Boxes are as torchvision's detectors take them, {"boxes": [n, 4] (x1, y1, x2, y2
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import math
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -22,15 +25,19 @@ from torch import Tensor
 from torch.utils import data as loading
 
 from secateur._utils.bars import show_bar
-from secateur.data import image_sources, transforms
+from secateur._utils.plugins import line
+from secateur.data import boxes, image_sources, transforms
+from secateur.data.boxes import Annotation
 from secateur.data.image_sources import Items
 from secateur.data.images import Images
 from secateur.data.masks import BINARY, Masks
+from secateur.data.transforms import Picture
 from secateur.errors import DataError
 
 __all__ = ["ItemMasks", "Targeted", "read"]
 
 Target: TypeAlias = Mapping[str, Tensor]
+Pair: TypeAlias = tuple[image_sources.Data, image_sources.Data]
 _VOID, _DEEP_VOID = 255, 65535
 """What counts nowhere in a mask, and in one of 16 bits."""
 
@@ -50,9 +57,10 @@ class Targeted:
 def read(source: image_sources.Data, name: str) -> Targeted | None:
     """The examples of a data set with places, or of a loader over one, if the first of them has boxes or a mask.
 
-    Of a loader they are those that its sampler draws, if its `collate_fn` gives the same boxes or masks. None for
-    anything else. Raises `DataError` for a target of another form than the first, for a data set that draws another
-    example each time it is asked, and for labels and names that don't fit each other.
+    Of a loader they are those that its sampler draws. None for anything else, and for a loader whose `collate_fn` makes
+    classes of them. Raises `DataError` for one that makes other images, boxes or masks, for a target of another form
+    than the first, for boxes that `boxes.collect` refuses, for a data set that draws another example each time it is
+    asked, and for labels and names that don't fit each other.
     """
     data: image_sources.Data = source.dataset if isinstance(source, loading.DataLoader) else source
     if not image_sources.has_places(data) or isinstance(data, str | bytes) or not len(data):
@@ -62,8 +70,8 @@ def read(source: image_sources.Data, name: str) -> Targeted | None:
         image, target = items.pair(0)
     except DataError:
         return None  # as `image_sources.read_pairs` will say, or a loader's own code may mend
-    boxed = _has_boxes(target)
-    if not boxed and (image_sources.is_batch(image, target) or not _is_mask(target)):
+    boxed = image_sources.has_boxes(target)
+    if not boxed and (image_sources.is_batch(image, target) or not image_sources.is_mask(target)):
         return None
     if isinstance(source, loading.DataLoader):
         if not _passes_on(source, items):
@@ -71,44 +79,85 @@ def read(source: image_sources.Data, name: str) -> Targeted | None:
         data, notes = image_sources.restrict(source, name)
         items = _Sized(data, name)
     _check_steady(items)
-    names, _, _ = image_sources.whole_of(data)
+    names, whole, places = image_sources.whole_of(data)
     if not boxed:
         masks = ItemMasks(items)
         if masks.look_binary():
             masks, notes = ItemMasks(items, binary=True), (*notes, f"masks of {name} hold 0 and 255 alone: {BINARY}")
         return Targeted(Images(items), masks=masks, classes=names, notes=notes)
-    places = show_bar(range(len(items)), f"boxes of {name}")
-    targets, classes, ids = _number([_read_boxes(items, place) for place in places], names, name)
-    return Targeted(Images(items), targets, classes=classes, ids=ids, notes=notes)
-
-
-def _has_boxes(target: image_sources.Data) -> bool:
-    return isinstance(target, Mapping) and {"boxes", "labels"} <= target.keys()
+    rows = [_read_boxes(items, place) for place in show_bar(range(len(items)), f"boxes of {name}")]
+    if 0 < max((number for row in rows for box in row.boxes for number in box), default=0) <= 1:
+        raise DataError(f"{name} has boxes between 0 and 1, which are shares of an image: give them in pixels")
+    others = _Sized(whole, name)
+    left_out = sorted(set(range(len(whole))) - {int(place) for place in places})
+    classes, ids = _number(rows, names, name, (_read_boxes(others, place) for place in left_out))
+    for row in rows:
+        row.labels = [label - ids[0] for label in row.labels]
+    targets, changed = boxes.clean(rows, [items.size(place) for place in range(len(items))], Path(name))
+    return Targeted(Images(items), targets, classes=classes, ids=ids, notes=(*notes, *changed))
 
 
 def _passes_on(loader: loading.DataLoader[image_sources.Data], items: Items) -> bool:
-    """Whether what a loader makes of its first examples has their own boxes or masks, and nothing else."""
-    count = min(2, len(items))
-    with transforms.seed_generators([0]):
-        try:
-            made = loader.collate_fn([items.item(place) for place in range(count)])
-            images, targets = made
-        except Exception:  # a user's own code, or what is no pair
-            return False
-    if isinstance(targets, Mapping) or not hasattr(targets, "__len__") or len(images) != len(targets) != count:
-        return False
-    own = [items.pair(place)[1] for place in range(count)]
-    return len(targets) == count and all(_are_equal(*pair) for pair in zip(targets, own, strict=True))
+    """Whether a loader's batches hold the images, boxes and masks of its data set; not if they hold classes.
 
-
-def _are_equal(one: image_sources.Data, other: image_sources.Data) -> bool:
-    """Whether two targets, or images, hold the same numbers."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return all(_are_equal(one.get(key), other[key]) for key in ("boxes", "labels") if key in other)
+    Raises `DataError` where they hold others.
+    """
+    if loader.collate_fn in (loading.default_collate, loading.default_convert):
+        return True
+    alone = loader.batch_sampler is None
+    count = 1 if alone else min(loader.batch_size or 2, 2, len(items))
+    given = [items.item(place) for place in range(count)]
     try:
-        return bool(np.array_equal(np.asarray(one), np.asarray(other)))
-    except (TypeError, ValueError):
-        return False
+        with transforms.seed_generators([0]):
+            made = loader.collate_fn(given[0] if alone else given)
+    except Exception as error:  # a user's own code
+        raise DataError(
+            f"the collate_fn of the loader of {items.title} fails on the first of its examples ({line(error)}): give "
+            "the data set alone"
+        ) from error
+    if made is given[0] or (isinstance(made, list | tuple) and all(map(operator.is_, made, given))):
+        return True
+    with contextlib.suppress(DataError, TypeError, ValueError):
+        images, targets = image_sources.pair_of(made, "a batch")
+        pairs = [(images, targets)] if alone else list(zip(images, targets, strict=True))
+        if not any(image_sources.has_boxes(target) or image_sources.is_mask(target) for _, target in pairs):
+            return False
+        own = [items.pair(place) for place in range(count)]
+        if all(_are_equal(*both) for both in zip(pairs, own, strict=True)):
+            return True
+    raise DataError(
+        f"the collate_fn of the loader of {items.title} makes other images, boxes or masks than its data set has: let "
+        "the data set give them so, or give it alone and say transform="
+    )
+
+
+def _are_equal(one: Pair, other: Pair) -> bool:
+    """Whether two examples have the same image and the same boxes or mask, in whatever form."""
+    return all(
+        first.shape == second.shape
+        and bool(
+            np.allclose(first, second, rtol=0, atol=1e-6, equal_nan=True)
+            if first.dtype == second.dtype == np.float64
+            else np.array_equal(first, second)
+        )
+        for first, second in zip(_arrays(one), _arrays(other), strict=True)
+    )
+
+
+def _arrays(pair: Pair) -> list[NDArray[np.generic]]:
+    """The image of an example as numbers, and its boxes and labels, or its mask."""
+    image, target = pair
+    picture = image_sources.picture_of(image, "an image")
+    numbers = picture if isinstance(picture, Tensor) else np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1) / 255
+    targets = [target[key] for key in ("boxes", "labels")] if image_sources.has_boxes(target) else [target]
+    return [_numbers(part) for part in (numbers, *targets)]
+
+
+def _numbers(given: image_sources.Data) -> NDArray[np.generic]:
+    if isinstance(given, Tensor):
+        return given.as_subclass(Tensor).detach().cpu().double().numpy()
+    found = np.asarray(given)
+    return found.astype(np.float64) if found.dtype.kind in "biuf" else found
 
 
 _LOOKS = 8
@@ -118,27 +167,43 @@ _LOOKS = 8
 def _check_steady(items: Items) -> None:
     """Raise `DataError` for a data set that draws by a generator of its own: boxes and masks would not fit images."""
     for place in range(min(_LOOKS, len(items))):
-        first, again = items.pair(place), items.pair(place)
-        if not all(_are_equal(*pair) for pair in zip(first, again, strict=True)):
+        if not _are_equal(items.pair(place), items.pair(place)):
             raise DataError(
                 f"{items.name(place)} is another each time it is asked for, by a random generator of the data set's "
                 "own: give it without augmentation, and say transform= for ours"
             )
 
 
+_KEPT = 32
+"""Targets that are kept until they are asked for, of images that were."""
+
+
 class _Sized(Items):
-    """Items whose sizes are known once they were opened."""
+    """Items whose sizes are known once they were opened, and whose targets are those read with their images."""
 
     def __init__(self, items: image_sources.Data, name: str) -> None:
         super().__init__(items, name)
         self._sizes = dict[int, tuple[int, int]]()
+        self._targets = OrderedDict[int, image_sources.Data]()
 
-    def pair(self, place: int) -> tuple[image_sources.Data, image_sources.Data]:
+    def pair(self, place: int) -> Pair:
         image, target = super().pair(place)
         if place not in self._sizes:
             picture = image_sources.picture_of(image, self.name(place))
             self._sizes[place] = (picture.shape[-1], picture.shape[-2]) if isinstance(picture, Tensor) else picture.size
         return image, target
+
+    def open(self, place: int) -> Picture:
+        image, target = self.pair(place)
+        self._targets[place] = target
+        while len(self._targets) > _KEPT:
+            self._targets.popitem(last=False)
+        return image_sources.picture_of(image, self.name(place))
+
+    def target(self, place: int) -> image_sources.Data:
+        """What stands beside the image: a batch opens its images first, and no example is asked for twice."""
+        found = self._targets.pop(place, None)
+        return self.pair(place)[1] if found is None else found
 
     def size(self, place: int) -> tuple[int, int]:
         """(width, height)."""
@@ -147,48 +212,50 @@ class _Sized(Items):
         return self._sizes[place]
 
 
-def _is_mask(target: image_sources.Data) -> bool:
-    """Whether it is [H, W] or [1, H, W], or an image."""
-    shape = list(getattr(target, "shape", ()))
-    flat = len(shape) == 2 or (len(shape) == 3 and shape[0] == 1)
-    return isinstance(target, Image.Image) or (flat and math.prod(shape) > 1)
-
-
-def _read_boxes(items: Items, place: int) -> dict[str, Tensor]:
-    """{"boxes" [n, 4], "labels" [n]} of an example, and its crowds, where there are some, apart."""
+def _read_boxes(items: Items, place: int) -> Annotation:
+    """The boxes of an example, with its labels as they are."""
     target, where = items.pair(place)[1], items.name(place)
-    if not _has_boxes(target):
+    if not image_sources.has_boxes(target):
         raise DataError(f'{where} has no boxes, as the first has: give {{"boxes": [n, 4], "labels": [n]}}')
     given = target["boxes"]
     if type(given).__name__ == "BoundingBoxes":  # of torchvision, which is there then
         from torchvision.transforms.v2.functional import convert_bounding_box_format
 
         given = convert_bounding_box_format(given, new_format="XYXY")
-    boxes = torch.as_tensor(given, dtype=torch.float32).as_subclass(Tensor).detach().cpu().reshape(-1, 4)
-    labels = torch.as_tensor(target["labels"]).as_subclass(Tensor).detach().cpu().flatten()
-    if labels.is_floating_point() and not torch.equal(labels, labels.floor()):
+    corners, labels = _numbers(given), _numbers(target["labels"]).flatten()
+    whole = labels.dtype == np.float64 and bool(np.equal(np.mod(labels, 1), 0).all())
+    if len(labels) and not whole:
         raise DataError(f"{where} has the label {labels.tolist()[0]}: labels are whole numbers")
-    if len(labels) != len(boxes):
-        raise DataError(f"{where} has {len(boxes)} boxes and {len(labels)} labels: give one each")
-    found = {"boxes": boxes, "labels": labels.long()}
-    crowd = torch.as_tensor(target.get("iscrowd", torch.zeros(len(boxes)))).flatten().bool()
-    if len(crowd) != len(boxes) or not crowd.any():
-        return found
-    single = {key: value[~crowd] for key, value in found.items()}
-    return single | {"crowds": found["boxes"][crowd], "crowd_labels": found["labels"][crowd]}
+    if corners.size and (corners.dtype != np.float64 or corners.shape[-1:] != (4,)):
+        raise DataError(f"{where} has boxes of shape {list(corners.shape)}: give four numbers for each")
+    corners = corners.reshape(-1, 4)
+    if len(labels) != len(corners):
+        raise DataError(f"{where} has {len(corners)} boxes and {len(labels)} labels: give one each")
+    crowds = _numbers(target.get("iscrowd", ())).flatten()
+    return Annotation(
+        Path(f"item {place}"),
+        boxes=corners.tolist(),
+        labels=labels.astype(np.int64).tolist(),
+        crowds=crowds.astype(bool).tolist() if len(crowds) == len(corners) else [],
+        said_in=Path(items.title),
+    )
 
 
 def _number(
-    targets: Sequence[dict[str, Tensor]], names: tuple[str, ...], name: str
-) -> tuple[tuple[Target, ...], tuple[str, ...], tuple[int, ...]]:
-    """(the targets with labels from 0, names of the classes, the numbers that these have in the data set).
+    rows: Sequence[Annotation], names: tuple[str, ...], name: str, rest: Iterable[Annotation]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """(names of the classes, the numbers that these have in the data set).
 
     Detectors of torchvision count from 1, for 0 is the background: so do names that begin with it, and labels without a
-    0. Raises `DataError` for names that leave open which of the two it is, and for labels without a name.
+    0, of the rest of the data set, too, which is asked where that leaves it open. Raises `DataError` for names that
+    leave open which of the two it is, and for labels without a name.
     """
-    labels = torch.cat([target[key] for target in targets for key in ("labels", "crowd_labels") if key in target])
-    least, most = (int(labels.min()), int(labels.max())) if len(labels) else (1, len(names))
+    labels = {label for row in rows for label in row.labels}
     ground = bool(names) and re.sub(r"\W|_", "", names[0]).lower() in ("background", "bg")
+    told = {0, len(names)}
+    if names and not ground and not told & labels:
+        labels |= next((told & set(row.labels) for row in rest if told & set(row.labels)), set())
+    least, most = (min(labels), max(labels)) if labels else (1, len(names))
     first = int(ground or least > 0)
     if names and not ground and least > 0 and most < len(names):
         raise DataError(
@@ -200,16 +267,13 @@ def _number(
     if most - first >= len(classes) or least < first:
         wrong = least if least < first else most
         raise DataError(f"{name} has the label {wrong}, and names {len(classes)} classes from {first} on: name each")
-    moved = tuple(
-        {key: value - first if key.endswith("labels") else value for key, value in target.items()} for target in targets
-    )
-    return moved, classes, tuple(range(first, first + len(classes)))
+    return classes, tuple(range(first, first + len(classes)))
 
 
 class ItemMasks(Masks):
     """The masks of a data set of Python's, each read with its image."""
 
-    files: Items
+    files: _Sized
 
     @cached_property
     def _stamps(self) -> NDArray[np.void]:
@@ -221,8 +285,8 @@ class ItemMasks(Masks):
         return np.array(found, "V32")
 
     def _decode(self, place: int) -> tuple[Tensor, int]:
-        target, where = self.files.pair(place)[1], self.files.name(place)
-        if not _is_mask(target):
+        target, where = self.files.target(place), self.files.name(place)
+        if not image_sources.is_mask(target):
             raise DataError(f"{where} has no mask, as the first has: give numbers of classes [H, W]")
         given = np.array(target) if isinstance(target, Image.Image) else target
         values = torch.as_tensor(given).as_subclass(Tensor).detach().cpu()

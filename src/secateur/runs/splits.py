@@ -403,13 +403,26 @@ def read_judged(judged: Data, data: Examples, subject: Traced) -> Examples | Non
 
 
 def _boxes_numbered_as(data: Examples, judged: Examples) -> Examples:
-    """Boxes with the labels that `data` has for their classes; as they are where that does not name all of theirs."""
+    """Boxes with the labels that `data` has for their classes; as they are where that does not name all of theirs.
+
+    Where one of the two has no names, a class is one of the same number. Raises `DataError` for boxes of a number that
+    `data` does not have.
+    """
     ours, theirs = data.classes, judged.classes
-    if not any((*ours, *theirs)):  # no class has a name
-        ours, theirs = tuple(map(str, data.ids)), tuple(map(str, judged.ids))
-    if not theirs or theirs == ours or not set(theirs) <= set(ours):
+    named = any(ours) and any(theirs)
+    if not named and not (data.ids and judged.ids):  # of arrays, whose labels are the classes
         return judged
-    numbers = torch.tensor([ours.index(name) for name in theirs])
+    if not named:
+        ours, theirs = tuple(map(str, data.ids)), tuple(map(str, judged.ids))
+        used = {judged.ids[int(label)] for target in judged.targets for label in target["labels"].unique()}
+        if lost := sorted(used - set(data.ids)):
+            raise DataError(
+                f"{judged.name} has boxes of the class {lost[0]}, and {data.name} has those of "
+                f"{', '.join(ours)}: give both the names of their classes"
+            )
+    elif theirs == ours or not set(theirs) <= set(ours):
+        return judged
+    numbers = torch.tensor([ours.index(one) if one in ours else -1 for one in theirs])
     return replace(judged, targets=boxes.renumber(judged.targets, numbers), classes=data.classes, ids=data.ids)
 
 

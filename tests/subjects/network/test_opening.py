@@ -212,6 +212,31 @@ def test_what_passes_on_its_input_and_batch_norms_of_several_processes_are_no_ot
     torch.testing.assert_close(again(image), small.eval()(image))
 
 
+class Growing(nn.Module):
+    """A table of positions that is made, or made longer, when inputs ask for it, as those of rotary embeddings are."""
+
+    def __init__(self, made: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 16), nn.Linear(16, 2)
+        if made:
+            self.register_buffer("places", torch.arange(4.0), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not hasattr(self, "places") or len(self.places) < x.shape[1]:
+            self.register_buffer("places", torch.arange(float(x.shape[1])), persistent=False)
+        return self.last(torch.relu(self.first(x))) + self.places[: x.shape[1], None]
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_tables_that_grow_with_the_inputs_are_no_replaced_modules(made: bool, tmp_path: Path) -> None:
+    result = secateur.prune(Growing(made), torch.rand(2, 4, 3), budget="channels=50%")
+    result[0](torch.rand(2, 9, 3))
+    result.subject.save(tmp_path / "small")
+    again = secateur.load(tmp_path / "small", original=Growing(made))
+    x = torch.rand(2, 7, 3)
+    torch.testing.assert_close(again(x), result[0](x))
+
+
 @pytest.mark.parametrize("case", REPLACED)
 def test_what_was_replaced_after_a_cut_is_not_saved_and_can_be_cut_again(case: str, tmp_path: Path) -> None:
     name, make, words = REPLACED[case]

@@ -64,6 +64,8 @@ def write(folder: Path, stored: Stored) -> None:
         "model": type(stored.model).__name__,
         **stored.history.to_dict(),
     }
+    if passing := _find_passing(stored.model):
+        data["passing"] = sorted(passing)
     if stored.forms:
         data["forms"] = {name: [form.n, form.m, form.unit] for name, form in stored.forms.items()}
     atomic_write(folder / PLAN, json.dumps(data))
@@ -101,7 +103,7 @@ def note_form(model: nn.Module, replaced: str = "") -> None:
 
     replaced: what `find_replaced` said of it before that cut.
     """
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
+    shapes = _lasting_shapes(model)
     kinds = {name: _name_kind(module) for name, module in model.named_modules()}
     model.__dict__[_FORM] = (len(history(model).plans), shapes, kinds, replaced)
 
@@ -114,7 +116,7 @@ def find_replaced(model: nn.Module) -> str:
     cuts, shapes, kinds, before = model.__dict__.get(_FORM, (-1, {}, {}, ""))
     if cuts != len(history(model).plans) or before:
         return str(before)
-    found = {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items()}
+    found = _lasting_shapes(model)
     wrong = next((name for name in sorted({*shapes, *found}) if shapes.get(name) != found.get(name)), None)
     if wrong is not None:
         was, now = ("absent" if one is None else str(one) for one in (shapes.get(wrong), found.get(wrong)))
@@ -123,6 +125,21 @@ def find_replaced(model: nn.Module) -> str:
     there = {name: _name_kind(modules[name]) for name in kinds if name in modules}
     other = next((name for name, kind in there.items() if kind != kinds[name]), None)
     return "" if other is None else f"{other} of this {type(model).__name__} is {there[other]}, and was {kinds[other]}"
+
+
+def _lasting_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of parameters and of the buffers that a state_dict has: the others may be tables that grow with the inputs."""
+    passing = _find_passing(model)
+    return {name: tuple(tensor.shape) for name, tensor in tensors_of(model).items() if name not in passing}
+
+
+def _find_passing(model: nn.Module) -> set[str]:
+    """Names of the buffers that no state_dict has."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
 
 
 def _check_form(model: nn.Module) -> None:
@@ -169,6 +186,7 @@ def read(folder: Path, model: nn.Module) -> Stored:
     # What the file says is followed step by step: whatever does not fit shows as an error of some kind.
     with _explain_damage(folder):
         forms = {str(name): integers.Form(*map(int, form)) for name, form in data.get("forms", {}).items()}
+        passing = set(map(str, data.get("passing", ())))
         said = History.from_dict(data)
         small = twin(model)
         for plan in said.since(history(model)):
@@ -181,12 +199,12 @@ def read(folder: Path, model: nn.Module) -> Stored:
     state, packed = integers.unpack_state(small, state, forms)
     tensors = tensors_of(small)
     shapes, saved = ({name: one.shape for name, one in group.items()} for group in (tensors, state))
-    wrong = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
-    if wrong:
+    different = {name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name)}
+    if wrong := sorted(different - passing - _find_passing(small)):
         raise ModelError(f"{folder} is of another architecture than {type(model).__name__}: {wrong[0]} differs")
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(state[name])
+        for name in tensors.keys() - different:  # a table that grew since begins anew
+            tensors[name].copy_(state[name])
     remember(small, said)
     note_form(small)
     return Stored(small, said, {**masks, **packed}, forms)
