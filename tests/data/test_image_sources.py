@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import warnings
 
 import datasets
 import numpy as np
@@ -437,3 +438,31 @@ def test_a_name_of_the_hub(tmp_path, monkeypatch):
     assert asked == [("owner/flowers", None, "train"), ("owner/flowers", "plain", "test")]
     with pytest.raises(DataError, match="there is no data at nobody/nothing, nor could it be loaded from the Hub"):
         examples.read("nobody/nothing")
+
+
+def test_a_table_whose_classes_have_another_name_says_so_or_has_one_column_of_them(tmp_path):
+    columns = {"img": [Image.new("RGB", (4, 4))] * 3, "kind": ["a", "b", "a"], "width": [4, 4, 4]}
+    table = datasets.Dataset.from_dict(columns).cast_column("img", datasets.Image())
+    with pytest.warns(DataWarning, match=r"has no column label, .* without classes; it has kind, width: name that of"):
+        assert image_sources.read_table(table).labels is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        assert image_sources.read_table(table, "").labels is None
+        assert image_sources.read_table(table, "kind").classes == ("a", "b")
+        found = image_sources.read_table(table.cast_column("kind", datasets.ClassLabel(names=["b", "a"])))
+    assert (found.labels.tolist(), found.classes) == ([1, 0, 1], ("b", "a"))
+    boxes = table.add_column("objects", [[1], [2], [3]])
+    with pytest.raises(DataError, match="has 'objects' and no class, and masks and boxes of tables are not read"):
+        image_sources.read_table(boxes.remove_columns("kind"))
+
+
+def test_the_folder_above_annotations_of_voc_is_named(tmp_path):
+    voc = tmp_path / "voc" / "VOCdevkit" / "VOC2007"
+    for name in ("Annotations", "JPEGImages"):
+        (voc / name).mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(voc / "JPEGImages" / "1.png")
+    for place in (tmp_path / "voc", tmp_path / "voc" / "VOCdevkit"):
+        with pytest.raises(
+            DataError, match=r"holds annotations of Pascal VOC in .*VOC2007, and no classes: say --data"
+        ):
+            image_sources.read_folder(place)

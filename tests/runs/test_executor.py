@@ -118,6 +118,21 @@ def test_one_budget_leaves_a_model_that_loads_its_evidence_and_a_report(run_of_o
     assert [result["verdict"] for result in stored] == ["met"]
 
 
+def test_a_model_that_comes_from_training_is_at_rest_while_a_recipe_asks_it(places, tmp_path):
+    model = secateur.load(places / "bert").train()
+    modes: list[bool] = []
+
+    def looking(subject, data, budgets, run, *, batch: int = 4, length: int = 16, seed: int = 0, dry_run: bool = False):
+        """Look at the mode that the original is in."""
+        modes.append(any(module.training for module in subject.model.modules()))
+        yield from shears(subject, data, budgets, run, batch=batch, length=length)
+
+    subject = open_subject(model, tokenizer=tiny.tokenizer())
+    executor.run(looking, subject, places / "texts.txt", "params=90%", tmp_path / "out")
+    assert modes == [False]
+    assert model.training
+
+
 def test_a_recipe_never_sees_the_texts_that_quality_is_measured_on(places, tmp_path, monkeypatch):
     seen: list[Corpus] = []
 

@@ -44,3 +44,11 @@ def test_transformers_open_as_ever(tmp_path: Path) -> None:
         load(tmp_path, original=network())
     with pytest.raises(InputError, match="inputs goes with networks"):
         open_subject(tmp_path, inputs="1x3")
+
+
+def test_a_tokenizer_is_given_by_its_folder_too(tmp_path: Path) -> None:
+    tiny.folder("llama", tmp_path / "llama")
+    subject = open_subject(tiny.model("llama"), tokenizer=tmp_path / "llama")
+    assert subject.tokenizer.get_vocab() == tiny.tokenizer().get_vocab()
+    with pytest.raises(InputError, match=r"there is no tokenizer in .*none: give its folder, or the tokenizer itself"):
+        open_subject(tiny.model("llama"), tokenizer=str(tmp_path / "none"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from secateur import recipes
 from secateur._utils import rundir
@@ -78,6 +79,11 @@ def check_recipe(
     def fidelity(one: object) -> float:
         return -float(((as_numpy(output(one)) - as_numpy(before)) ** 2).mean())
 
+    model: object = getattr(subject, "model", None)
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        if hasattr(module, "running_mean"):
+            module.training = True  # as constructors give it: a pass of the original would change its statistics
+    state = _state_of(model)
     with tempfile.TemporaryDirectory() as place:
         result = run(Path(place) / "first")
         assert result.name == str(budget), f"the result is called {result.name}, the budget {budget}"
@@ -89,6 +95,8 @@ def check_recipe(
             for what, cost in (("predicted", result.predicted), ("counted", counted)):
                 assert cost[measure] <= limit * (1 + 1e-9), f"{what} {measure} is {cost[measure]:g}, over {limit:g}"
         assert_equal_outputs(output(subject), before, 0.0, "the original's output afterwards")
+        for key, value in _state_of(model).items():
+            assert_equal_outputs(value, state[key], 0.0, f"{key} of the original afterwards")
         answer = output(result.subject)
         assert_equal_outputs(output(run(Path(place) / "second").subject), answer, 0.0, "the same run twice")
         assert_equal_outputs(output(run(Path(place) / "first").subject), answer, 0.0, "the run resumed")
@@ -98,6 +106,12 @@ def check_recipe(
         error = expect_refusal(lambda: run(Path(place) / "third", Budget.parse(least)), name)
         assert measure in str(error), f"the refusal does not name the measure: {error}"
     return ["card", "within budget", "original untouched", "repeats", "resumes", "beats chance", "refuses"]
+
+
+def _state_of(model: object) -> dict[str, np.ndarray]:
+    """Copies of what a network holds, statistics that a pass in training mode would change among it."""
+    held = model.state_dict() if isinstance(model, nn.Module) else {}
+    return {name: np.array(as_numpy(value)) for name, value in held.items() if hasattr(value, "shape")}
 
 
 def _beats_chance(subject: Any, result: Result, budget: Budget, quality: Callable[[Any], float], chances: int) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils import data as loading
 
 from secateur._utils.disk import guard
+from secateur._utils.noting import note
 from secateur._utils.plugins import line
 from secateur.data import labels as labels_of
 from secateur.data import parts as parts_of
@@ -104,7 +105,10 @@ def read_folder(path: Path) -> Classified:
 
 
 def _check_classes(path: Path, kinds: Sequence[Path]) -> None:
-    """Raise `DataError` where what stands in place of folders of classes are parts of a data set, or one folder."""
+    """Raise `DataError` where in place of folders of classes stand parts of a data set, one folder, or Pascal VOC."""
+    deep = next((one.parent for form in ("*/JPEGImages", "*/*/JPEGImages") for one in sorted(path.glob(form))), path)
+    if (deep / "Annotations").is_dir() and deep != path:
+        raise DataError(f"{path} holds annotations of Pascal VOC in {deep}, and no classes: say --data {deep}")
     parts = [one for one in kinds if _PART.fullmatch(one.name.lower())]
     inner = [_class_folders(kind) for kind in kinds]
     if not kinds or not all(inner) or any(is_image(file) for kind in kinds for file in kind.iterdir()):
@@ -341,7 +345,9 @@ def _read_rows(rows: Data, label: str, name: str, datasets: Data) -> Classified:
         raise DataError(f"{name} has no column of images: it has {known}; name one of type datasets.Image, as `image`")
     if label not in ("", labels_of.DEFAULT):
         labels_of.check(label, features, name)
-    kinds = next((one for one in (label, *_LABEL_COLUMNS) if one in features), None) if label else None
+    named = [one for one, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    likely = (label, *_LABEL_COLUMNS, *(named if len(named) == 1 else ()))
+    kinds = next((one for one in likely if one in features), None) if label else None
     if kinds and isinstance(features[kinds], datasets.Image):
         raise DataError(
             f"{name} has images in {kinds!r}, where classes belong: give masks as a list of (image, mask), or as "
@@ -351,6 +357,11 @@ def _read_rows(rows: Data, label: str, name: str, datasets: Data) -> Classified:
         raise DataError(
             f"{name} has {other!r} and no class, and masks and boxes of tables are not read: give a list of (image, "
             'mask) or (image, {"boxes", "labels"}), or folders and annotations (docs/guide/data.md)'
+        )
+    if label and not kinds and (others := [one for one in features if one != column]):
+        note(
+            f"{name} has no column {', '.join(_LABEL_COLUMNS)}, and is read without classes; it has "
+            f"{', '.join(others)}: name that of the classes (--label), or say label='' for none"
         )
     names = tuple(getattr(features.get(kinds), "names", None) or ()) if kinds else ()
     if isinstance(features[column], datasets.Image):

@@ -395,7 +395,11 @@ def naming(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        said = "its bytes are none" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())[:200]
+        said = (
+            "its bytes are those of no image"
+            if isinstance(error, UnidentifiedImageError)
+            else " ".join(str(error).split())[:200]
+        )
         raise DataError(f"{name} is no image that can be read ({said}): remove it") from error
 
 

@@ -11,6 +11,7 @@ from annotated_types import Len
 from torch import Tensor, nn
 
 from secateur._utils import devices
+from secateur._utils.modes import evaluating
 from secateur._utils.rundir import Run
 from secateur.data import examples
 from secateur.data.batches import Numbered, count_steps
@@ -99,7 +100,8 @@ class DetectorStages:
             module.to(devices.find_device(student.model))
         if weight is None:
             ratio = partial(detecting.ratio, objective(1.0), self.feed[0], student.model)
-            weight = share * self.run.json(f"alpha-{budget}", ratio)
+            with evaluating(teacher.model):  # which its training does: no statistics of a teacher change
+                weight = share * self.run.json(f"alpha-{budget}", ratio)
         chosen = objective(weight)
         if answers.outputs:
             chosen = detecting.answering(

@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 
 from secateur import recipes
 from secateur._utils import distributed, modes, plugins
@@ -560,12 +561,15 @@ class _Job:
         np.random.seed(self.seed % 2**32)  # noqa: NPY002 - for libraries that draw from the global generator
         torch.manual_seed(self.seed)
         subject = self.reference.original
+        model = getattr(subject, "model", None)
+        at_rest = modes.evaluating(model) if isinstance(model, nn.Module) else nullcontext()
         try:
-            for result in self.function(subject, self.train, self.budgets, directory, **self.options):
-                noted = replace(result, notes=(*result.notes, *self.notes), predicted=self._predict(result))
-                del result
-                yield noted
-                del noted
+            with at_rest:  # one in memory may come from training, and what it says is what others learn
+                for result in self.function(subject, self.train, self.budgets, directory, **self.options):
+                    noted = replace(result, notes=(*result.notes, *self.notes), predicted=self._predict(result))
+                    del result
+                    yield noted
+                    del noted
         except InfeasibleError as error:
             if (told := _drop_idle_advice(str(error))) != str(error):
                 raise InfeasibleError(told, error.reachable) from error

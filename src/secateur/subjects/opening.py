@@ -56,7 +56,7 @@ def open_subject(
             or any other network: a module, "file.py:function" that builds one, or the folder of a saved cut.
         inputs: of a network: example inputs, or their shape such as "1x3x224x224"; those that come along if None.
         original: of the folder of a saved cut; see `load`.
-        options: of a transformer: see `subjects.transformer.loading.open_subject`.
+        options: of a transformer: see `subjects.transformer.loading.open_subject`; a tokenizer also as its folder.
 
     Raises `ModelError` and `UnsupportedError` for what can't be opened, `InputError` for what is lacking.
     """
@@ -71,6 +71,10 @@ def open_subject(
     ):
         return open_traced(open_network(source, inputs))
     _refuse(source, original=original, inputs=inputs)
+    if isinstance(place := options.get("tokenizer"), str | Path):
+        options["tokenizer"] = loading.read_tokenizer(Path(place))
+        if options["tokenizer"] is None:
+            raise InputError(f"there is no tokenizer in {place}: give its folder, or the tokenizer itself")
     return loading.open_subject(source, **options)
 
 
