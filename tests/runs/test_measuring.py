@@ -268,6 +268,18 @@ def test_the_note_on_zeros_needs_zeros_no_smaller_file_and_no_speed():
     assert _zeros_notes(before, {**after, "zeros": Figure(0.04)}, slow) == []
 
 
+def test_what_is_packed_takes_no_more_than_its_files(monkeypatch, tmp_path):
+    from secateur.subjects.transformer import loading
+
+    monkeypatch.setattr(loading, "count_stored", lambda source: 50.0)
+    monkeypatch.setattr(measuring, "is_pretrained", lambda source: True)
+    row = {"bytes": Figure(100.0), "packed_bytes": Figure(60.0)}
+    found = measuring._as_stored(row, tmp_path)
+    assert (found["bytes"].value, found["packed_bytes"].value) == (50.0, 50.0)
+    found = measuring._as_stored({**row, "packed_bytes": Figure(40.0)}, tmp_path)
+    assert found["packed_bytes"].value == 40.0
+
+
 def test_a_network_tells_its_zeros_too():
     from secateur.runs.backends.network import Network
     from secateur.subjects import open_traced

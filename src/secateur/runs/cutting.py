@@ -124,14 +124,15 @@ def prune(
         selection, small, cut = cutting(whole, budget)
         notes: tuple[str, ...] = () if data is not None else (_UNMEASURED,)
         result = parts.assemble(small, share=True)
-        if pretrained.lacks_map(result, history(result.model).built_by):
-            notes += (_UNMAPPED,)
+        if why := pretrained.explain_lack(result, history(result.model).built_by):
+            notes += (f"{_UNMAPPED}: {why}",)
         if not plain and result is not small and not pretrained.describes(result.model):
             notes += (_WITH_CODE if pretrained.is_rebuilt(result, history(result.model).built_by) else _WITHOUT_CONFIG,)
         stale = set(behind(whole.model)).intersection(cut.notes)
         if stale and pretrained.is_rebuilt(result, history(result.model).built_by):  # so there is a way to load it
             cut = replace(cut, notes=tuple(note for note in cut.notes if note not in stale))
             notes += () if {_REBUILT, _WITH_CODE} & {*cut.notes, *notes} else (_BY_CODE,)
+            notes += (_CLOSED,) if pretrained.closes_recipes(result, history(result.model).built_by) else ()
         yield Result(str(budget), small, cut, dict(selection.spent), notes=notes)
 
 
@@ -164,6 +165,10 @@ _REBUILT = (
 _BY_CODE = (
     "its config alone can't say what is left: a modelling file travels with the result, and from_pretrained loads it "
     "with trust_remote_code=True"
+)
+_CLOSED = (
+    "recipes on language models take no result that is cut in no whole units, as this one is: to run one as well, run "
+    "it first"
 )
 _WITH_CODE = (
     "the config of the whole can't say what is left of its part: a modelling file travels with the result, and "
@@ -234,10 +239,7 @@ def _is_balanced(selection: Selection, plain: Selection) -> bool:
 
 
 _UNMEASURED = "quality was not measured: no data was given"
-_UNMAPPED = (
-    "the result has no cut_map.json, for no table of its class tells what stays, or it was cut in no whole units "
-    "before: adapters of the original can't be translated to it"
-)
+_UNMAPPED = "the result has no cut_map.json, so adapters of the original can't be translated to it"
 
 
 def _make_score(

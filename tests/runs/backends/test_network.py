@@ -226,6 +226,11 @@ def test_what_can_not_be_used_is_refused_in_a_line(place, model, data, error, wo
     assert not (place / "out").exists()
 
 
+def test_what_can_not_be_analysed_is_not_measured_either():
+    with pytest.raises(UnsupportedError, match=r"DataParallel spreads a network over devices: give the network inside"):
+        Network().open_whole(nn.DataParallel(nn.Linear(3, 2)), inputs=torch.ones(1, 3))
+
+
 def test_without_labels_loyalty_stands_beside_fidelity_and_numbers_have_their_own_figures():
     inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
     data, place = Examples(inputs), latency.Environment(16, None, 1)

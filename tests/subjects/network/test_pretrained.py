@@ -30,6 +30,7 @@ from transformers import (
 )
 
 import secateur
+import tiny
 from secateur import cli
 from secateur.errors import InputError
 from secateur.methods import pruning
@@ -381,3 +382,12 @@ def test_experts_are_told_by_the_config_of_a_folder_or_a_hub_id_without_network(
     assert pretrained.has_experts(kept / "snapshots" / "0123") is several
     assert not pretrained.has_experts("someone/else")
     assert not pretrained.has_experts(tmp_path)
+
+
+def test_why_recipes_do_not_take_a_model_is_said(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 64, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 4}
+    BartConfig(**sizes, **heads, architectures=["BartForConditionalGeneration"]).save_pretrained(tmp_path / "bart")
+    assert "has 2 heads of 16 numbers each and its decoder 4 of 8" in pretrained.find_misfit(str(tmp_path / "bart"))
+    tiny.folder("llama", tmp_path / "llama")
+    assert pretrained.find_misfit(str(tmp_path / "llama")) == ""

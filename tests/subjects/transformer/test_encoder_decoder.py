@@ -37,6 +37,8 @@ BART = SPECIAL | {
 }
 SIZES: dict[str, dict[str, Any]] = {
     "T5": SPECIAL | {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 64, "num_layers": 3, "num_decoder_layers": 2},
+    # A table of positions in each layer, where T5 has one for all.
+    "UMT5": SPECIAL | {"d_model": 32, "d_kv": 8, "num_heads": 4, "d_ff": 64, "num_layers": 3, "num_decoder_layers": 2},
     "Bart": BART | {"max_position_embeddings": 32, "forced_eos_token_id": None},
     "Whisper": BART
     | {"num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 32}

@@ -34,6 +34,7 @@ from secateur.subjects.transformer import cutting, loading, traced_cuts
 from secateur.subjects.transformer.origin import Origin, hash_folder
 from secateur.vocabulary import Selection
 from strangers import run_without_secateur
+from subjects.hybrids import make_hybrid
 from subjects.transformer.test_adapters import adapt
 
 
@@ -150,7 +151,7 @@ def test_what_recipes_do_not_cut_in_a_class_is_mapped_and_adapters_are_translate
         old, places = places, [tmp_path / f"{name}{turn}" for name in ("small", "wanted")]
         for cut, place, original in zip(cuts, places, old, strict=True):
             pretrained.save(cut, place, str(original))
-        assert not pretrained.lacks_map(cuts[0], str(old[0]))
+        assert not pretrained.explain_lack(cuts[0], str(old[0]))
         said = json.loads((places[0] / "cut_map.json").read_text())
         assert (said["base"]["name"], set(said.get("tensors", ()))) == (str(tmp_path / "base"), tensors)
         _, notes = secateur.translate_adapter(tmp_path / "adapter", places[0], tmp_path / f"fit{turn}")
@@ -171,7 +172,7 @@ def test_what_recipes_do_not_cut_in_a_class_is_mapped_and_adapters_are_translate
     table = json.loads((old[0] / "cut_map.json").read_text())
     del table["tensors"]  # as a recipe writes it
     (old[0] / "cut_map.json").write_text(json.dumps(table))
-    assert pretrained.lacks_map(cuts[0], str(old[0]))
+    assert pretrained.explain_lack(cuts[0], str(old[0])).startswith("it was cut in no whole units before")
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -189,7 +190,8 @@ def test_adapters_are_translated_for_a_result_whose_tensors_have_sizes_of_their_
             cut, _ = whole.cut(Selection({name: np.arange(count) % 5 != turn}))
             pretrained.save(cut, tmp_path / out, str(tmp_path / source))
             assert "shapes" in json.loads((tmp_path / out / "config.json").read_text())["secateur"]
-            assert not pretrained.lacks_map(cut, str(tmp_path / source))
+            assert not pretrained.explain_lack(cut, str(tmp_path / source))
+            assert pretrained.closes_recipes(cut, str(tmp_path / source)) == (turn == 0), "the first cut closes them"
         place, notes = secateur.translate_adapter(tmp_path / "adapter", tmp_path / small, tmp_path / f"fit{turn}")
         assert notes == ()
         fit = peft.PeftModel.from_pretrained(load(tmp_path / small), str(place)).merge_and_unload().eval()
@@ -202,7 +204,7 @@ def test_adapters_are_translated_for_a_result_whose_tensors_have_sizes_of_their_
         assert float((bare - theirs).abs().max()) > 0.01
     (tmp_path / "small0" / "cut_map.json").unlink()
     again, _ = open_network(tmp_path / "small0").cut(Selection({name: np.arange(32) > 2}))
-    assert pretrained.lacks_map(again, str(tmp_path / "small0")), "whose own map is gone"
+    assert pretrained.explain_lack(again, str(tmp_path / "small0")), "whose own map is gone"
 
 
 def test_a_network_cut_after_a_recipe_has_the_map_of_both(tmp_path: Path) -> None:
@@ -266,6 +268,20 @@ def test_a_sub_block_that_a_recipe_took_away_stays_away_in_the_map(tmp_path: Pat
     assert set(said["tensors"]) == {
         f"model.layers.0.self_attn.{n}.weight" for n in ("q_a_proj", "q_a_layernorm", "q_b_proj")
     }
+
+
+def test_a_mixer_that_a_recipe_took_away_stays_away_in_the_map(tmp_path: Path) -> None:
+    make_hybrid("Lfm2").save_pretrained(tmp_path / "base")
+    subject = open_subject(tmp_path / "base")
+    depth = subject.units()["mixer"].count
+    first = next(place for place, width in enumerate(subject.widths()) if width.mixer)
+    subject.cut(Selection({"mixer": np.arange(depth) != first}))[0].save(tmp_path / "mid")
+    whole = open_network(tmp_path / "mid")
+    units = whole.units()
+    name = next(name for name in units.sites if "feed_forward" in name and units[name].count > 8)
+    cut, _ = whole.cut(Selection({name: np.arange(units[name].count) > 3}))
+    said = json.loads(traced_cuts.describe_cut(cut, str(tmp_path / "mid")) or "{}")
+    assert said["parts"][str(first)]["mixer"] == ""
 
 
 def test_a_class_whose_tensors_have_other_names_than_the_table_s_has_no_map(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from secateur._utils import checkpoints, plugins
 from secateur._utils.disk import atomic_write
-from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.errors import InputError, ModelError, SecateurError, UnsupportedError
 from secateur.subjects.network.shrinking import history
 from secateur.subjects.network.traced import Traced
 
@@ -27,17 +27,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
+    "closes_recipes",
     "copy_beside",
     "describe_stored",
     "describes",
     "draw_input",
+    "explain_lack",
     "find_gguf",
     "find_home",
+    "find_misfit",
     "has_experts",
     "is_model",
     "is_pretrained",
     "is_rebuilt",
-    "lacks_map",
     "make_inputs",
     "open_pretrained",
     "reads_texts",
@@ -303,15 +305,37 @@ def save(subject: Traced, folder: Path, original: str) -> bool:
     return True
 
 
-def lacks_map(subject: Traced, original: str) -> bool:
-    """Whether `save` writes a folder without the map of what was cut from `original`."""
+def explain_lack(subject: Traced, original: str) -> str:
+    """Why `save` writes a folder without the map of what was cut from `original`; "" where there is one."""
     if not is_pretrained(original):
-        return False  # no folder of transformers
+        return ""  # no folder of transformers
     from secateur.subjects.transformer import traced_cuts  # which loads transformers
 
-    if traced_cuts.has_map(subject, original):
+    if traced_cuts.has_map(subject, original) or not (describes(subject.model) or is_rebuilt(subject, original)):
+        return ""
+    return (
+        find_misfit(original) or "it was cut in no whole units before, or a tensor of its class has a size of its own"
+    )
+
+
+def find_misfit(original: str) -> str:
+    """Why recipes on language models don't take the model at `original`, in their words; "" where they do."""
+    from secateur.subjects.transformer import loading  # which loads transformers
+
+    try:
+        loading.open_outline(original)
+    except SecateurError as error:
+        return str(error)
+    return ""
+
+
+def closes_recipes(subject: Traced, original: str) -> bool:
+    """Whether recipes on language models take the model at `original`, and no more what was cut from it."""
+    from secateur.subjects.transformer import reshaped, traced_cuts  # which load transformers
+
+    if traced_cuts.rebuild(subject, original) is not None or reshaped.build(subject) is None:
         return False
-    return describes(subject.model) or is_rebuilt(subject, original)
+    return not find_misfit(original)
 
 
 def copy_beside(home: Path, folder: Path, *, tokenizer: bool = True) -> None:

@@ -13,7 +13,7 @@ import logging
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -240,12 +240,25 @@ def _same_positions(model: PreTrainedModel) -> Iterator[list[object]]:
         yield found
         return
 
+    seen = list[Tensor | None]()
+
+    def look(*args: object, position_bias: Tensor | None = None, **kwargs: object) -> object:
+        seen.append(position_bias)
+        return own(*args, position_bias=position_bias, **kwargs)
+
     def attend(*args: object, position_bias: Tensor | None = None, **kwargs: object) -> object:
         found.extend([] if position_bias is None else [True])
         return own(*args, position_bias=None if position_bias is None else position_bias[:, :1], **kwargs)
 
-    vars(module)["eager_attention_forward"] = attend
+    vars(module)["eager_attention_forward"] = look
     try:
+        with suppress(Exception):  # as the trace will say
+            run_model(model, make_tokens())
+        given = [id(one) for one in seen if one is not None]
+        if not given or len(set(given)) < len(given):  # else each layer has its own, as those of UMT5
+            vars(module)["eager_attention_forward"] = attend
+        else:
+            vars(module)["eager_attention_forward"] = own
         yield found
     finally:
         vars(module)["eager_attention_forward"] = own
