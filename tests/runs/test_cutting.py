@@ -12,7 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import HubertConfig, HubertModel
+from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
+    HubertConfig,
+    HubertModel,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 import secateur
 import yolo
@@ -382,3 +389,36 @@ def test_names_are_checked_before_the_original_is_measured(place: Path, monkeypa
     with pytest.raises(InputError, match=re.escape(words)):
         executor.run(cutting.prune, "net.py:build", "data.npz", **how)
     assert not Path("x").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("budget", ["params=75%", "params=62%"])
+def test_experts_are_cut_to_sizes_that_their_kernel_takes(budget: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    config = MixtralConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=8,
+        num_key_value_heads=4, num_local_experts=4, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    MixtralForCausalLM(config).to(dtype).save_pretrained(tmp_path / "base")
+    line = ["prune", str(tmp_path / "base"), "--budget", budget, "--out", str(tmp_path / "small"), "--batch", "2"]
+    assert cli.main(line) == 0
+    small = MixtralForCausalLM.from_pretrained(tmp_path / "small")
+    assert small.dtype == dtype
+    assert small.config.intermediate_size % 8 == small.config.hidden_size % 8 == 0
+    assert small.config.intermediate_size < 128
+    assert small(torch.randint(3, 90, (2, 8))).logits.isfinite().all()
+
+
+def test_experts_with_sinks_and_biases_are_cut_from_a_folder(tmp_path: Path) -> None:
+    config = GptOssConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=8, num_local_experts=4, max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    GptOssForCausalLM(config).save_pretrained(tmp_path / "base")
+    (row,) = executor.run(cutting.prune, tmp_path / "base", None, "params=75%", tmp_path / "small", batch=2)
+    assert row.verdict == "met"
+    assert any(name.endswith("experts.channels") for name in row.cut.removed)
+    assert not [note for note in row.cut.notes if "strides" in note]
+    small = GptOssForCausalLM.from_pretrained(tmp_path / "small")
+    assert small(torch.randint(3, 90, (2, 8))).logits.isfinite().all()

@@ -347,6 +347,28 @@ def test_a_dry_run_says_what_would_go_and_writes_nothing(places, tmp_path, monke
     assert os.listdir(tmp_path) == []
 
 
+def test_a_dry_run_times_no_longer_than_it_may_unless_a_time_is_asked_for(places, tmp_path, monkeypatch):
+    limits, compare = [], measuring.latency.compare
+    monkeypatch.setattr(measuring.latency, "compare", lambda *runs, **how: limits.append(how) or compare(*runs, **how))
+    go(places, tmp_path / "dry", dry_run=True)
+    assert 10 < limits[-1]["limit"] <= keywords.DRY_SECONDS == 20.0
+    go(places, tmp_path / "two", budget=["params=80%", "params=60%"], dry_run=True)
+    assert 0 < limits[-1]["limit"] <= 10
+    go(places, tmp_path / "small")
+    assert "limit" not in limits[-1]
+    references = []
+    monkeypatch.setattr(
+        executor, "Reference", lambda *where, **how: references.append(how) or measuring.Reference(*where, **how)
+    )
+    with pytest.raises(BudgetError):  # these shears know no time
+        go(places, tmp_path / "timed", budget="speedup=1.1x", dry_run=True)
+    assert references[-1]["within"] is None
+    monkeypatch.setattr(keywords, "DRY_SECONDS", 0.0)
+    (row,) = go(places, tmp_path / "slow", dry_run=True)
+    assert "speedup" not in row.measured
+    assert any(note.startswith("time: not measured: one pass") for note in row.cut.notes)
+
+
 def test_a_cut_of_nothing_is_a_failure_and_leaves_no_model(places, tmp_path):
     (row,) = go(places, tmp_path / "out", keep_all=True)
     assert row.verdict.startswith("failed")

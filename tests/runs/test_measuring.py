@@ -345,6 +345,45 @@ def test_a_model_that_comes_from_training_is_measured_without_dropout(places):
     assert all(module.training for module in model.modules())
 
 
+@pytest.mark.parametrize(
+    ("seconds", "asked"),
+    [
+        (0.01, {"pairs": 10, "limit": 14.9}),
+        (0.5, {"pairs": 10, "limit": 10.0}),
+        (0.6, {"pairs": 6, "warmup": 1, "limit": 13.8}),
+        (1.0, {"pairs": 6, "warmup": 1, "limit": 13.0}),
+    ],
+)
+def test_slow_models_are_timed_less_often_where_time_is_limited(seconds, asked, monkeypatch):
+    how, same = [], latency.Comparison(Figure(1e-3), Figure(1e-3), Figure(1.0, 0.98, 1.02, "x", 20))
+    monkeypatch.setattr(measuring.latency, "compare", lambda *_, **clock: how.append(clock) or same)
+    monkeypatch.setattr(measuring, "CLOCK", {"lasting": 5.0, "enough": 200})
+    passes = [seconds, 9 * seconds]  # the first pass sets things up
+    monkeypatch.setattr(measuring, "_time_pass", lambda *_: passes.pop())
+    subject = open_subject(tiny.model("bert"), tokenizer=tiny.tokenizer())
+    limited = measuring.Reference(Language(), subject, latency.Environment(1, 8), None, 10, coarse=True, within=15.0)
+    assert limited.compare(subject)[2] == {"speedup": same.speedup}
+    asked = {"device": "cpu", "enough": 200, "lasting": 0.0, "resolution": 0.1, **asked}
+    assert how == [{**asked, "limit": pytest.approx(asked["limit"])}]
+
+
+@pytest.mark.parametrize(("seconds", "passes"), [(1.2, 2), (20.0, 1)])
+def test_models_that_are_too_slow_for_the_time_there_is_are_not_timed(seconds, passes, monkeypatch):
+    tried = []
+    monkeypatch.setattr(measuring, "_time_pass", lambda *_: tried.append(seconds) or seconds)
+    monkeypatch.setattr(measuring.latency, "compare", lambda *_, **__: pytest.fail("this takes too long"))
+    subject = open_subject(tiny.model("bert"), tokenizer=tiny.tokenizer())
+    limited = measuring.Reference(Language(), subject, latency.Environment(1, 8), within=15.0)
+    before, after, measured, notes = limited.compare(subject)
+    assert len(tried) == passes
+    assert measured == {}
+    assert "latency" not in before.keys() | after.keys()
+    assert {"params", "peak_memory"} <= set(before) & set(after)
+    assert [
+        note for note in notes if note.startswith(f"time: not measured: one pass of the original takes {seconds:.2g} s")
+    ]
+
+
 def test_a_predicted_time_is_of_the_machine_as_it_is_now():
     """The demo predicted 142 ms beside a target of 121 that it met: its table was timed on a slower machine."""
     assert measuring._at_this_pace({"latency": 0.142, "speedup": 2.0}, 0.242) == {"latency": pytest.approx(0.121)}

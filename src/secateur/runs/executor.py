@@ -282,7 +282,8 @@ def run(
         notes.append(need)
     first = quick or dry_run
     pairs = keywords.QUICK_PAIRS if first else None
-    reference = Reference(backend, subject, place, None if dry_run else parts.held, pairs, coarse=first)
+    within = keywords.DRY_SECONDS / len(budgets) if dry_run and not timed_cut else None
+    reference = Reference(backend, subject, place, None if dry_run else parts.held, pairs, coarse=first, within=within)
     job = _Job(function, chosen, seed, budgets, reference, parts.train, tuple(notes), settings)
     if dry_run:
         previews = job.preview() if processes == 1 else distributed.by_first(lambda: list(job.preview()))

@@ -22,6 +22,7 @@ from secateur.vocabulary import Training
 
 __all__ = [
     "DRY",
+    "DRY_SECONDS",
     "QUICK",
     "QUICK_PAIRS",
     "SAME",
@@ -181,6 +182,9 @@ QUICK: dict[str, float] = {
 
 DRY: dict[str, float] = {"corrections": 0, "timings": 8, "trials": 50, "calibration": 64, "judged": 16}
 """What a dry run needs on the way to a cut that is to meet a time: its table of sizes and times is a forecast."""
+
+DRY_SECONDS = 20.0
+"""How long a dry run times its cuts beside the original, all together, where no budget is in time."""
 
 QUICK_PAIRS = 10
 """Pairs of runs of the result and the original that a first look times; up to eight times as many on a noisy clock."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur._utils import distributed
+from secateur._utils.allocator import keep_memory
 from secateur._utils.modes import evaluating
 from secateur._utils.noting import list_notes
 from secateur._utils.rundir import say_what_takes_long
@@ -40,6 +42,9 @@ CLOCK: dict[str, Any] = {"lasting": 5.0, "enough": 200}
 
 _JUDGED = 3
 """How many times as long where a time was asked for, and the verdict hangs on it."""
+
+_FEWEST: dict[str, float] = {"pairs": 6, "warmup": 1}
+"""How often two models are timed that are too slow for more in the time there is."""
 
 _SHOWN = 3
 """Names of matrices in a note."""
@@ -110,6 +115,8 @@ class Reference:
     """Pairs of runs that are timed in turns, up to eight times as many on a noisy clock; those of `CLOCK` if None."""
     coarse: bool = False
     """Whether a tenth up or down will do, as for a first look: on a busy machine this says how many pairs it takes."""
+    within: float | None = None
+    """Seconds that timing may take, as for a forecast: slow models are timed less often, or not. No limit if None."""
 
     def compare(self, student: Subject, longer: int = 1) -> tuple[Row, Row, Row, list[str]]:
         """(before, after, what the two give together, notes on what can't be measured)."""
@@ -130,6 +137,7 @@ class Reference:
                 clock |= {} if self.pairs is None else {"pairs": self.pairs, "lasting": 0.0}
                 clock |= {"resolution": max(0.1, CLOCK.get("resolution", 0.0))} if self.coarse else {}
                 with say_what_takes_long("time beside the original"):
+                    clock |= {} if self.within is None else self._limit_clock(first, clock, self.within)
                     times = latency.compare(first, second, device=environment.device, **clock)
                 measured["speedup"] = times.speedup
                 before |= _times(times.before, environment)
@@ -148,6 +156,26 @@ class Reference:
             except (DataError, MeasurementError) as error:
                 notes.append(f"quality: {error}")
         return before, after, measured, notes
+
+    def _limit_clock(self, run: Callable[[], object], clock: Mapping[str, float], within: float) -> dict[str, float]:
+        """What changes of the clock so that timing takes `within` seconds, where both models are as slow as `run`.
+
+        Raises `MeasurementError` where even the fewest passes would take longer.
+        """
+        device = self.environment.device
+        with keep_memory():
+            seconds = _time_pass(run, device)
+            if seconds < within:  # the first pass may have set things up
+                seconds = min(seconds, _time_pass(run, device))
+        for fewer in ({}, _FEWEST):
+            often = {"pairs": 20, "warmup": 5, **clock, **fewer}
+            left = within - 2 * seconds * often["warmup"]
+            if 2 * seconds * often["pairs"] <= left:
+                return {**fewer, "limit": left}
+        raise MeasurementError(
+            f"not measured: one pass of the original takes {seconds:.2g} s ({self.environment}), so that the clock "
+            f"needs more than {within:.0f} s: give a smaller batch, or leave it to a run that is no dry run"
+        )
 
     def _missing_classes(self, figures: Row) -> list[str]:
         return splits.missing_classes_note(self.held_out, figures, self.backend.class_names(self.original))
@@ -302,6 +330,16 @@ def _times(seconds: Figure, environment: latency.Environment) -> Row:
             seconds, value=environment.batch / seconds.value, low=slowest, high=fastest, unit=""
         )
     return row
+
+
+def _time_pass(run: Callable[[], object], device: str) -> float:
+    """Seconds of one call, for a rough guess."""
+    start = time.perf_counter()
+    with torch.no_grad():
+        run()
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def _peak_memory(forward: Any, environment: latency.Environment) -> Figure:

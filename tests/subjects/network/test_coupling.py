@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
+import tiny
 from secateur.subjects.network.coupling import couple
 from secateur.subjects.network.flops import Size
 from secateur.subjects.network.recording import Example, record
@@ -82,3 +85,15 @@ def test_a_dimension_of_what_flows_is_a_sum_of_sites_and_of_what_stays() -> None
     heads = torch.cat([atoms[:14].repeat_interleave(2), atoms[14:]]).view(15, 2)
     assert coupling.along(Size(15, ((heads, 0),))) == {"0.channels": 1, "": 1}
     assert coupling.along(Size(2, ((heads, 1),))) == {"": 2}
+
+
+def test_gated_experts_keep_whole_steps_of_what_is_read_as_of_what_is_made() -> None:
+    """Of each unit two rows of gates and values are made, and one column is read: some kernels want both aligned."""
+    ids = {"input_ids": torch.randint(8, 60, (2, 8)), "use_cache": False}
+    sites = couple(record(tiny.model("mixtral"), Example.of(ids))).sites
+    experts = sites["model.layers.0.mlp.experts.channels"]
+    assert (len(experts.classes), experts.width, experts.step, experts.multiple) == (24, 2, 16, 8)
+    heads = sites["model.layers.0.self_attn.q_proj.heads"]
+    assert (heads.step, heads.multiple) == (1, 1)
+    plain = replace(sites["model.layers.0.self_attn.o_proj.channels"], step=1)
+    assert (plain.width, plain.multiple, replace(plain, step=8).multiple) == (1, 1, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,26 @@ def test_a_fault_constrains_the_sites_near_it_and_one_without_a_place_half_of_al
     assert find_remedy(subject, Fault("", "differs"), trial_selection(subject, None)) == ["stem.channels"]
     with pytest.raises(ModelError, match="can't be proved: differs"):
         find_remedy(subject, Fault("", "differs"), trial_selection(subject, None))
+
+
+@pytest.mark.parametrize("turn", [None, 0.0, 0.5])
+def test_a_trial_keeps_whole_steps_of_a_site_that_is_cut_in_steps(turn: float | None) -> None:
+    subject = open_traced(*nets.make("residual"), prove=False)
+    plain = trial_selection(subject, turn).keep
+    name, site = "inner.channels", subject.coupling.sites["inner.channels"]
+    rounded = dict[int, np.ndarray]()
+    for step in (2, 5, 8, 100):
+        stepped = {**subject.coupling.sites, name: replace(site, step=step)}
+        subject.coupling = replace(subject.coupling, sites=stepped)
+        keep = trial_selection(subject, turn).keep
+        rounded[step] = np.asarray(keep.pop(name))
+        assert all(np.array_equal(mask, plain[other]) for other, mask in keep.items()), "others are cut as before"
+    count, wanted = len(site.classes), int(np.asarray(plain[name]).sum())
+    assert count == 16
+    assert {step: int(mask.sum()) for step, mask in rounded.items()} == {
+        step: min(count, max(step, wanted // step * step)) for step in rounded
+    }
+    assert not (rounded[2] & ~np.asarray(plain[name])).any() or wanted < 2, "what a trial would cut goes first"
 
 
 def test_constraints_are_copied_with_what_they_hold() -> None:

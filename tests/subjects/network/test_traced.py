@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import tiny
 from secateur import conformance
 from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.methods.pruning import prune
@@ -217,6 +218,17 @@ def test_families_of_transformers_lose_half_without_a_line_for_any(name: str, mo
     assert cut.after["params"] == sum(one.numel() for one in small.parameters()) < 0.7 * cut.before["params"]
     with torch.no_grad():
         assert small.eval()(**inputs)[0].shape == model.eval()(**inputs)[0].shape
+
+
+def test_a_mixture_of_experts_keeps_its_sites_when_cuts_of_it_are_proved() -> None:
+    """Its kernel refuses rows that fill no 16 bytes, which a trial of other sizes takes for a fault of the cut."""
+    model, ids = tiny.mixture(), {"input_ids": torch.randint(8, 60, (2, 8)), "use_cache": False}
+    free = open_traced(model, ids, prove=False)
+    proved = open_traced(model, ids)
+    experts = {name for name in free.coupling.sites if ".experts." in name}
+    assert len(experts) == 3
+    assert experts <= set(proved.coupling.sites) == set(free.coupling.sites)
+    assert not [reason for reason in proved.reasons.values() if "strides" in reason]
 
 
 # ------------------------------------------------------------------------------------ scales of attention

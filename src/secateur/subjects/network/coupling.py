@@ -5,6 +5,7 @@ Units that touch the same dimensions of the same tensors, equally often, stand i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,12 +35,27 @@ class Coupled:
     classes: np.ndarray
     axes: tuple[tuple[Axis, int], ...]
     step: int = 1
-    """Kept units are multiples of this, whatever the caller wants."""
+    """Kept channels, of which a unit has `width`, are multiples of this, whatever the caller wants.
+
+    Given is what every axis beside vectors must be a multiple of: units of gated experts have two channels where they
+    are made and one where they are read, which is then what counts.
+    """
+
+    def __post_init__(self) -> None:
+        if self.step > 1:
+            parts = [per_unit for axis, per_unit in self.axes if axis.dim]
+            units = math.lcm(*(self.step // math.gcd(self.step, part) for part in parts))
+            object.__setattr__(self, "step", math.lcm(self.step, units * self.width))
 
     @property
     def width(self) -> int:
         """Channels of one unit, where they are made."""
         return self.axes[0][1]
+
+    @property
+    def multiple(self) -> int:
+        """`step` in units."""
+        return self.step // math.gcd(self.step, self.width)
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,18 +51,27 @@ class Constraints:
 def trial_selection(subject: Traced, turn: float | None) -> Selection:
     """Every second unit of each site, or unequal shares that begin at `turn`.
 
-    Where one site loses more than another, code shows that computes the width of one from that of the other.
+    Where one site loses more than another, code shows that computes the width of one from that of the other. A site
+    that is cut in steps alone keeps whole steps, or a kernel refuses what nobody would cut.
     """
     keep = {}
     for number, (name, site) in enumerate(subject.coupling.sites.items()):
         count = len(site.classes)
         index = np.arange(count)
-        if turn is None:
-            keep[name] = index % 2 == 0
-        else:
+        mask = index % 2 == 0
+        if turn is not None:
             # Multiples of the golden ratio: no two sites lose the same share, and some lose nothing.
-            keep[name] = index < 1 + int(count * (1.2 * (0.618 * number + turn) % 1.2))
+            mask = index < 1 + int(count * (1.2 * (0.618 * number + turn) % 1.2))
+        keep[name] = _round_down(mask, site.multiple)
     return Selection(keep)
+
+
+def _round_down(mask: np.ndarray, step: int) -> np.ndarray:
+    """The mask with its last units off, so that a multiple of `step` stays; at least one step, or all, stays."""
+    count = min(len(mask), max(step, int(mask.sum()) // step * step))
+    first = np.argsort(~mask, kind="stable")[:count]  # what is on, then what is off
+    result: np.ndarray = np.isin(np.arange(len(mask)), first)
+    return result
 
 
 def keep_site(subject: Traced, name: str, reason: str) -> None:
