@@ -47,3 +47,9 @@ def test_an_array_that_finds_no_space_is_a_full_disk(tmp_path):
         Path("/dev/full").open("wb") as file,
     ):
         np.zeros(65536).tofile(file)  # as gguf's writer does
+
+
+def test_an_error_that_is_its_own_cause_is_looked_at_once():
+    error = ValueError("nothing of a disk")
+    error.__cause__ = error
+    assert not disk.is_disk_full(error)

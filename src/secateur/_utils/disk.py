@@ -48,7 +48,9 @@ def read_object(file: Path) -> dict[str, Any]:
 
 def is_disk_full(error: BaseException | None) -> bool:
     """True when `error`, or what caused it, is a full disk. Native writers wrap the system's error in their own."""
-    while error is not None:
+    seen = set[int]()
+    while error is not None and id(error) not in seen:  # one may be its own cause
+        seen.add(id(error))
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
         if _FULL_TEXTS.search(str(error)):
