@@ -9,11 +9,20 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    MixtralConfig,
+    MixtralForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
+)
 
 import secateur
 import tiny
+from secateur import cli
 from secateur.errors import InputError, ModelError, NumericalError, UnsupportedError
+from secateur.formats import onnx_files
 from secateur.recover.quantization import quantise
 from secateur.reports import display
 from secateur.runs import exporting, measuring
@@ -274,6 +283,25 @@ def test_a_model_of_the_hub_goes_here_and_not_into_a_folder_of_its_name(sparse, 
     files.update_config(tmp_path / "rounded", {"quantization_config": {"quant_method": "torchao"}})
     with pytest.raises(ModelError, match=r"already quantised \(torchao\): give the model as it was before"):
         secateur.export("somebody/rounded", "int8")
+
+
+def test_a_decoder_with_a_modelling_file_is_exported_with_cache_config_and_tokenizer(tmp_path):
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    config = StableLmConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, pad_token_id=0,
+                            num_attention_heads=4, num_key_value_heads=2, bos_token_id=5, eos_token_id=6)  # fmt: skip
+    StableLmForCausalLM(config).save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    words = ["--budget", "params=70%", "--no-even", "--out", str(tmp_path / "small")]
+    assert cli.main(["prune", str(tmp_path / "model"), *words]) == 0
+    assert (tmp_path / "small/modeling_secateur.py").is_file()
+    assert secateur.export(tmp_path / "small", "onnx", tmp_path / "onnx") == (tmp_path / "onnx", ())
+    session = onnx_files.open_session(tmp_path / "onnx/model.onnx")
+    names = [one.name for one in session.get_inputs()]
+    assert names[:3] == ["input_ids", "attention_mask", "position_ids"]
+    assert names[3:] == [f"past_key_values.{layer}.{part}" for layer in range(2) for part in ("key", "value")]
+    assert AutoTokenizer.from_pretrained(tmp_path / "onnx").get_vocab() == tiny.tokenizer().get_vocab()
+    assert AutoConfig.from_pretrained(tmp_path / "onnx").model_type == "stablelm"
 
 
 def test_what_makes_no_sense_is_refused_in_one_line(sparse, tmp_path):

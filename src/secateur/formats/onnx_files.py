@@ -46,7 +46,7 @@ _WIDENED = (
     "differ from the network's by that rounding"
 )
 
-_ONE_SHAPE = "the ONNX file takes inputs of the shapes of the example only"
+_ONE_SHAPE = "the ONNX file takes inputs of the shapes of the example only: {}"
 
 
 def check_installed() -> None:
@@ -178,8 +178,9 @@ def write_module(
     """Export a module on the CPU in evaluation mode, and check it; returns notes.
 
     Inputs are named as the arguments of `forward`, outputs output, output_1, ... Where the module runs and exports so,
-    the first dimension of all inputs is a "batch" of any size, and images [B, C, H, W] have any "height" and "width";
-    where not, a note says so.
+    the first dimension of all inputs is a "batch" of any size, images [B, C, H, W] have any "height" and "width", and
+    integers [B, T], such as tokens, any "sequence" (where lengths differ, the second is "sequence_1"); where not, a
+    note says so.
     """
     check_installed()
     return _write_flat(_Flat(model, args, kwargs).eval(), _names(model, args, kwargs), path)
@@ -196,7 +197,7 @@ def _write_flat(flat: _Flat, names: list[str], path: Path) -> tuple[str, ...]:
         try:
             write(flat, path, tuple(tensors), dynamic_shapes={"tensors": shapes}, name_axes=True, **options)
             told = _check_module(path, flat, names, [one, *wider[place:]])
-            return told if len(shapes[0]) > 1 or not _are_images(one) else (_one_size(one), *told)
+            return (*_describe_fixed(one, tensors, names), *told)
         except Exception:
             path.unlink(missing_ok=True)  # it holds for fewer sizes only: try that
     try:
@@ -206,7 +207,7 @@ def _write_flat(flat: _Flat, names: list[str], path: Path) -> tuple[str, ...]:
         raise UnsupportedError(
             f"{type(model).__name__} can't be exported to ONNX ({type(error).__name__}: {line}): change what it names"
         ) from error
-    return (_ONE_SHAPE, *_check_module(path, flat, names, [one]))
+    return (_describe_shapes(one, names), *_check_module(path, flat, names, [one]))
 
 
 def write_widened(make: Callable[[], ExportedProgram], path: Path, error: Exception) -> tuple[str, ...]:
@@ -308,9 +309,9 @@ def _write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:
     options: dict[str, Any] = {"input_names": names, "output_names": _outputs(len(outputs)), "name_axes": True}
     if not program.range_constraints:
         write(program, path, **options)
-        return (_ONE_SHAPE, *_check_module(path, flat, names, [flat.tensors]))
+        return (_describe_shapes(flat.tensors, names), *_check_module(path, flat, names, [flat.tensors]))
     wider = [tensors for tensors in _wider_inputs(flat, outputs) if _takes(flat, tensors)]
-    sized = any(one.shape[2:] != two.shape[2:] for row in wider for one, two in zip(row, flat.tensors, strict=True))
+    sized = any(one.shape[1:] != two.shape[1:] for row in wider for one, two in zip(row, flat.tensors, strict=True))
     try:
         write(program, path, **options)
         told = _check_module(path, flat, names, [flat.tensors, *wider])
@@ -319,7 +320,7 @@ def _write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:
             raise
         path.unlink(missing_ok=True)  # ONNX holds it for fewer sizes than the program does
         return _write_flat(flat, names, path)
-    return told if sized or not _are_images(flat.tensors) else (_one_size(flat.tensors), *told)
+    return (*_describe_fixed(flat.tensors, wider[0] if wider else flat.tensors, names), *told)
 
 
 def load_program(folder: str | Path) -> ExportedProgram:
@@ -364,22 +365,39 @@ _LARGER = (64, 32)
 """By how many pixels height and width of an image are enlarged, to see whether a network takes other sizes."""
 
 
+_LONGER = 5
+"""By how many tokens texts are lengthened, to see whether a network takes other lengths."""
+
+
 def _wider_inputs(flat: _Flat, outputs: Sequence[Tensor]) -> list[list[Tensor]]:
-    """Inputs of other sizes that the module takes: in batch, height and width, and in the batch alone; or none."""
+    """Inputs of other sizes that the module takes, or none: in batch, size and length, in fewer, in the batch alone."""
     several = _several(flat, flat.tensors, outputs)
     if several is None:
         return []
-    larger = [_enlarge(tensor) if _is_image(tensor) else tensor for tensor in several]
-    fits = _are_images(several) and not hasattr(flat.model, "detect") and _takes(flat, larger)
-    return [larger, several] if fits else [several]
+    images, tokens = any(map(_is_image, several)) and not hasattr(flat.model, "detect"), any(map(_is_tokens, several))
+    wider = []
+    for wide, long in dict.fromkeys([(images, tokens), (images, False), (False, tokens)]):
+        larger = [
+            _enlarge(one) if wide and _is_image(one) else _lengthen(one) if long and _is_tokens(one) else one
+            for one in several
+        ]
+        if (wide or long) and _takes(flat, larger):
+            wider.append(larger)
+    return [*wider, several]
 
 
 def _is_image(tensor: Tensor) -> bool:
     return tensor.dim() == 4 and tensor.is_floating_point()
 
 
-def _are_images(tensors: Sequence[Tensor]) -> bool:
-    return any(map(_is_image, tensors))
+def _is_tokens(tensor: Tensor) -> bool:
+    """Whether it has integers [B, T], which may be tokens, or booleans such as their mask."""
+    return tensor.dim() == 2 and tensor.shape[1] > 0 and not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def _lengthen(tokens: Tensor) -> Tensor:
+    """Tokens [B, T] with the last of each row some times more."""
+    return torch.cat([tokens, tokens[:, -1:].expand(-1, _LONGER)], 1)
 
 
 def _enlarge(image: Tensor) -> Tensor:
@@ -404,9 +422,24 @@ def _free_dims(one: Sequence[Tensor], wider: Sequence[Tensor]) -> list[list[int]
     ]
 
 
-def _one_size(tensors: Sequence[Tensor]) -> str:
-    height, width = next(tensor.shape[2:] for tensor in tensors if _is_image(tensor))
-    return f"the ONNX file takes images of {height} x {width} only: the network is not free of their size"
+def _describe_fixed(one: Sequence[Tensor], wider: Sequence[Tensor], names: Sequence[str]) -> tuple[str, ...]:
+    """Notes on inputs of which size or length are the same in `wider`."""
+    notes = []
+    for name, small, large in zip(names, one, wider, strict=True):
+        if _is_image(small) and small.shape[2:] == large.shape[2:]:
+            height, width = small.shape[2:]
+            notes.append(
+                f"the ONNX file takes images of {height} x {width} only: the network is not free of their size"
+            )
+        if _is_tokens(small) and small.shape[1] == large.shape[1]:
+            notes.append(
+                f"the ONNX file takes {name} of length {small.shape[1]} only: the network is not free of their length"
+            )
+    return tuple(dict.fromkeys(notes))
+
+
+def _describe_shapes(tensors: Sequence[Tensor], names: Sequence[str]) -> str:
+    return _ONE_SHAPE.format(", ".join(f"{name} {list(one.shape)}" for name, one in zip(names, tensors, strict=True)))
 
 
 def _require_equal(found: object, wanted: object) -> None:
@@ -415,18 +448,23 @@ def _require_equal(found: object, wanted: object) -> None:
 
 
 def _name_axes(model: object) -> None:
-    """Call the free dimensions of inputs batch, height and width, wherever they stand, in place of s77 and the like."""
+    """Call free dimensions of inputs batch, height, width and sequence, wherever they stand, in place of s77."""
     import onnx_ir
 
     graph: Any = model.graph  # type: ignore[attr-defined]
 
     names: dict[str, str] = {}
     for value in graph.inputs:
-        usual = {0: "batch", 2: "height", 3: "width"} if len(value.shape) == 4 else {0: "batch"}
+        usual = {2: {1: "sequence"}, 4: {2: "height", 3: "width"}}.get(len(value.shape), {}) | {0: "batch"}
         for dim, size in enumerate(value.shape):
             old = getattr(size, "value", None)
-            if isinstance(old, str) and dim in usual and usual[dim] not in names.values():
-                names.setdefault(old, usual[dim])
+            if not isinstance(old, str) or dim not in usual or old in names:
+                continue
+            number = sum(name.partition("_")[0] == usual[dim] for name in names.values())
+            if not number:
+                names[old] = usual[dim]
+            elif usual[dim] == "sequence":
+                names[old] = f"sequence_{number}"
     for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
         if value.shape is None or not names:
             continue

@@ -151,8 +151,8 @@ def write(
     folder.mkdir(exist_ok=True)
     if isinstance(subject, Streamed):
         return _write_streamed(subject, folder, to)
-    if isinstance(subject, Traced):  # in float32, as its example inputs are given
-        return onnx_files.write_module(subject.model.float(), *subject.inputs.fresh(), folder / "model.onnx")
+    if isinstance(subject, Traced):
+        return _write_network(subject, folder)
     if not isinstance(subject, Transformer):
         return onnx_files.write_program(subject, folder / "model.onnx")
     if to == "onnx":
@@ -166,6 +166,17 @@ def write(
     if to == "masks":
         return _write_masks(subject, folder)
     return _write_quantised(subject, folder, to, data, QUANTISED[f"int{_bits(to)}"] if bound is None else bound)
+
+
+def _write_network(subject: Traced, folder: Path) -> tuple[str, ...]:
+    """As ONNX in float32, as example inputs are given; what reads tokens with its config and tokenizer."""
+    if not (pretrained.is_model(subject.model) and pretrained.takes_tokens(subject.model)):
+        return onnx_files.write_module(subject.model.float(), *subject.inputs.fresh(), folder / "model.onnx")
+    notes = forms.network_to_onnx(subject, folder)
+    home = pretrained.find_home(subject)
+    if home is not None:
+        pretrained.copy_beside(home, folder)
+    return notes
 
 
 def _write_masks(subject: Transformer, folder: Path) -> tuple[str, ...]:

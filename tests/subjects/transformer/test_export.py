@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    PreTrainedModel,
+    StableLmConfig,
+    StableLmForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from secateur._utils import rundir
+from secateur._utils.outputs import leaves
 from secateur.errors import NumericalError, UnsupportedError
-from secateur.formats import decilm
+from secateur.formats import decilm, onnx_files
 from secateur.subjects import open_subject
+from secateur.subjects.network import opening, pretrained
+from secateur.subjects.network.traced import Traced, open_traced
 from secateur.subjects.transformer import export, low_rank, steps
-from secateur.subjects.transformer.export import to_decilm, to_onnx
+from secateur.subjects.transformer.export import network_to_onnx, to_decilm, to_onnx
 from secateur.subjects.transformer.gguf_export import to_gguf
 from secateur.vocabulary import Selection
 from strangers import run_without_secateur
@@ -22,6 +37,9 @@ from subjects.hybrids import make_hybrid
 from subjects.tiny import make, without
 from subjects.transformer.test_loading import tokenizer
 from subjects.transformer.test_saving import cuts
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 CODE = """
 import json, sys, torch
@@ -176,6 +194,28 @@ def test_a_pass_behind_a_cache_holds_only_what_attention_needs(gone: tuple[int, 
         torch.testing.assert_close(torch.cat([first, then], 1), cut.model(ids).logits, atol=1e-5, rtol=1e-5)
 
 
+def generate_both(
+    model: PreTrainedModel, session: InferenceSession, ids: Tensor, mask: Tensor
+) -> tuple[tuple[Tensor, Tensor], dict[str, list[int | str]], list[str]]:
+    """Seven tokens by PyTorch and by the file; shapes of its past keys and values by name, and names of its outputs."""
+    how = {"max_new_tokens": 7, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    with torch.no_grad():
+        wanted = model.generate(input_ids=ids, attention_mask=mask, **how)[:, ids.shape[1] :]
+    shapes = {one.name: one.shape for one in session.get_inputs() if one.name.startswith("past")}
+    state = {one: np.zeros((2, shape[1], 0, shape[3]), np.float32) for one, shape in shapes.items()}
+    names = [one.name for one in session.get_outputs()]
+    step, tokens = ids, []
+    for _ in range(7):
+        places = (mask.cumsum(1) - 1).clamp(min=0)[:, -step.shape[1] :]
+        given = {"input_ids": step, "attention_mask": mask, "position_ids": places}
+        logits, *present = session.run(names, {key: value.numpy() for key, value in given.items()} | state)
+        state = dict(zip(shapes, present, strict=True))
+        step = torch.from_numpy(logits[:, -1:].argmax(-1))
+        mask = torch.cat([mask, torch.ones_like(step)], 1)
+        tokens.append(step)
+    return (torch.cat(tokens, 1), wanted), shapes, names
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma2", "mixtral"])
 def test_onnx_generates_like_pytorch(tmp_path: Path, name: str) -> None:
@@ -187,25 +227,11 @@ def test_onnx_generates_like_pytorch(tmp_path: Path, name: str) -> None:
     ids = cut.example(2, 9)["input_ids"]
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
-    how = {"max_new_tokens": 7, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    with torch.no_grad():
-        wanted = cut.model.generate(input_ids=ids, attention_mask=mask, **how)[:, 9:]
-    shapes = {one.name: one.shape for one in session.get_inputs() if one.name.startswith("past")}
-    state = {one: np.zeros((2, shape[1], 0, shape[3]), np.float32) for one, shape in shapes.items()}
+    wanted, shapes, names = generate_both(cut.model, session, ids, mask)
     assert len(shapes) == 2 * sum(bool(width.heads) for width in cut.widths())
     assert "auto_map" not in json.loads((tmp_path / "out/config.json").read_text())
-    names = [one.name for one in session.get_outputs()]
     assert [one.removeprefix("past_key_values.") for one in shapes] == [n.removeprefix("present.") for n in names[1:]]
-    step, found = ids, []
-    for _ in range(7):
-        places = (mask.cumsum(1) - 1).clamp(min=0)[:, -step.shape[1] :]
-        given = {"input_ids": step, "attention_mask": mask, "position_ids": places}
-        logits, *present = session.run(names, {key: value.numpy() for key, value in given.items()} | state)
-        state = dict(zip(shapes, present, strict=True))
-        step = torch.from_numpy(logits[:, -1:].argmax(-1))
-        mask = torch.cat([mask, torch.ones_like(step)], 1)
-        found.append(step)
-    assert torch.equal(torch.cat(found, 1), wanted)
+    assert torch.equal(*wanted)
     assert (tmp_path / "out" / "generation_config.json").is_file()
 
 
@@ -248,6 +274,95 @@ def test_onnx_of_a_sentence_transformer_gives_embeddings(tmp_path: Path) -> None
     (given,) = session.run(["sentence_embedding"], inputs)
     np.testing.assert_allclose(given, expected.numpy(), atol=1e-4)
     assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "pad_token_id": 0}
+SMALL |= {"num_attention_heads": 4, "max_position_embeddings": 64}
+STABLE = StableLmConfig(**SMALL, num_key_value_heads=2, bos_token_id=1, eos_token_id=2)
+
+
+def cut_network(model: PreTrainedModel) -> Traced:
+    """A third of the channels of each site gone, by no table of a family."""
+    subject = open_traced(model.eval(), pretrained.make_inputs(model))
+    free = [site for site in subject.units().free() if site.count > 2]
+    return subject.cut(Selection({site.name: np.arange(site.count) >= site.count // 3 for site in free}))[0]
+
+
+def test_onnx_of_a_decoder_cut_as_a_network_generates(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    cut = cut_network(StableLmForCausalLM(STABLE))
+    assert cut.model.lm_head.in_features < 32
+    assert network_to_onnx(cut, tmp_path) == ()
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    ids = torch.randint(3, 64, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    tokens, shapes, _ = generate_both(cut.model.eval(), session, ids, mask)
+    assert torch.equal(*tokens)
+    assert len(shapes) == 4
+    assert {one.name for one in tmp_path.iterdir()} == {"model.onnx", "config.json", "generation_config.json"}
+
+
+def test_onnx_of_states_in_a_loop_is_refused_of_networks_too(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    cut = cut_network(make_hybrid("Mamba2", num_hidden_layers=2))
+    with pytest.raises(UnsupportedError, match="a Mamba2ForCausalLM can't be exported to ONNX: how it computes"):
+        network_to_onnx(cut, tmp_path)
+
+
+def test_onnx_that_fails_on_long_texts_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As some loops over chunks of 256 tokens do under onnxruntime."""
+    pytest.importorskip("onnxruntime")
+    check = onnx_files.check
+
+    def fail_on_long(path: Path, batches: Sequence[tuple[Mapping[str, Tensor], object]]) -> tuple[str, ...]:
+        if any(inputs["input_ids"].shape[1] > 256 for inputs, _ in batches):
+            raise RuntimeError("shape mismatch")
+        return check(path, batches)
+
+    monkeypatch.setattr(onnx_files, "check", fail_on_long)
+    with pytest.raises(UnsupportedError, match="the file would not take texts of any length"):
+        network_to_onnx(opening.open_network(Uncached(STABLE).eval()), tmp_path)
+
+
+class Uncached(StableLmForCausalLM):
+    """It gives no logits behind a cache, as some that keep their states elsewhere."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, use_cache: bool = False, **more: object
+    ) -> object:
+        return super().forward(input_ids, attention_mask, use_cache=False)
+
+
+@pytest.mark.parametrize("kind", ["decoder", "answers", "both"])
+def test_onnx_of_other_networks_of_texts_takes_any_length(tmp_path: Path, kind: str) -> None:
+    """With a mask: a decoder without a cache, an encoder with two outputs, and one with a decoder."""
+    torch.manual_seed(0)
+    model = {
+        "decoder": lambda: Uncached(STABLE),
+        "answers": lambda: BertForQuestionAnswering(BertConfig(**SMALL)),
+        "both": lambda: T5ForConditionalGeneration(
+            T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4, decoder_start_token_id=0)
+        ),
+    }[kind]().eval()
+    notes = network_to_onnx(opening.open_network(model), tmp_path)
+    assert any("does not generate" in note for note in notes) == (kind != "answers")
+    assert not any("only" in note for note in notes)
+    session = onnx_files.open_session(tmp_path / "model.onnx")
+    names = {one.name for one in session.get_inputs()}
+    assert {"input_ids", "attention_mask"} <= names
+    for length in (4, 23):
+        inputs = {"input_ids": torch.randint(3, 64, (3, length)), "attention_mask": torch.ones(3, length).long()}
+        inputs["attention_mask"][1, length // 2 :] = 0
+        if kind == "both":
+            inputs["decoder_input_ids"] = torch.randint(3, 64, (3, 9))
+        with torch.no_grad():
+            wanted, _ = leaves(model(**inputs))
+        given = session.run(None, {name: one.numpy() for name, one in inputs.items()})
+        real = inputs["attention_mask"].bool() if kind == "decoder" else ...
+        for one, other in zip(given, wanted, strict=True):
+            torch.testing.assert_close(torch.from_numpy(one)[real], other[real], atol=1e-4, rtol=1e-4)
 
 
 def test_an_export_that_takes_long_is_said(tmp_path, monkeypatch, capsys):

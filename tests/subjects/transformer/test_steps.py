@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import BertForMaskedLM, BertForQuestionAnswering, BertModel, FNetModel, StableLmForCausalLM
 
 from secateur.errors import UnsupportedError
 from secateur.subjects import open_subject
@@ -50,6 +51,25 @@ def test_what_reads_whole_texts_has_no_step(name: str) -> None:
 def test_states_of_recurrences_and_convolutions_are_no_keys_and_values(name: str) -> None:
     with pytest.raises(UnsupportedError, match=f"a {name}ForCausalLM keeps other states than keys and values"):
         steps.CachedPass(open_subject(make_hybrid(name)))
+
+
+def test_networks_of_tokens_and_their_mask_give_logits_or_states() -> None:
+    small = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small |= {"intermediate_size": 24, "max_position_embeddings": 20}
+    for kind, output, causal in (
+        (BertModel, "states", False),
+        (BertForMaskedLM, "logits", False),
+        (StableLmForCausalLM, "logits", True),
+    ):
+        groups = {"num_key_value_heads": 2} if causal else {}
+        texts = steps.TextNetwork(kind(kind.config_class(**small, **groups)).eval())
+        assert (texts.output, texts.causal) == (output, causal)
+        example = texts.example(2, 7)
+        (given,) = steps.ForwardPass(texts).eval()(example["input_ids"], example["attention_mask"])
+        assert given.shape == (2, 7, 16 if output == "states" else 20)
+    for kind, words in ((FNetModel, "tokens and their mask alone"), (BertForQuestionAnswering, "neither logits nor")):
+        with pytest.raises(UnsupportedError, match=words):
+            steps.TextNetwork(kind(kind.config_class(**small)).eval())
 
 
 def test_a_stack_has_one_kind_of_block_alone() -> None:

@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from secateur._utils import checkpoints
 from secateur._utils.rundir import say_what_takes_long
 from secateur.errors import NumericalError, UnsupportedError
 from secateur.formats import decilm, onnx_files
+from secateur.subjects.network import pretrained
+from secateur.subjects.network.recording import Example
+from secateur.subjects.network.traced import Traced
 from secateur.subjects.transformer import low_rank, saving
 from secateur.subjects.transformer.layout import Widths
-from secateur.subjects.transformer.steps import CachedPass, ForwardPass
-from secateur.subjects.transformer.subject import Transformer
+from secateur.subjects.transformer.steps import CachedPass, ForwardPass, TextNetwork, name_class
+from secateur.subjects.transformer.subject import Transformer, positions
 
-__all__ = ["refuse_additions", "to_decilm", "to_onnx"]
+__all__ = ["network_to_onnx", "refuse_additions", "to_decilm", "to_onnx"]
+
+_MASK = "attention_mask"
+
+_LONG = 600
+"""Tokens of a text that has more chunks than one, which are of 256 tokens mostly."""
+
+_CACHED = 1e-3
+"""Largest difference of logits behind a cache to those of one pass, relative to the largest or 1."""
 
 
 def to_onnx(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
@@ -50,18 +65,89 @@ def to_onnx(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     write = _write_generating if whole.causal else _write_pass
     with say_what_takes_long("export to ONNX"):  # minutes, where loops over states are written out
         notes = write(whole, folder / "model.onnx")
-    subject.model.config.save_pretrained(folder)
-    config = checkpoints.read_json(folder / "config.json")
-    config.pop("auto_map", None)  # the modelling file does not go along
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if whole.causal and subject.model.generation_config is not None:
-        subject.model.generation_config.save_pretrained(folder)
+    _write_configs(subject.model, folder, generates=whole.causal)
     if subject.tokenizer is not None:
         subject.tokenizer.save_pretrained(folder)
     return notes
 
 
-def _write_pass(subject: Transformer, path: Path) -> tuple[str, ...]:
+def network_to_onnx(network: Traced, folder: Path) -> tuple[str, ...]:
+    """Write a network of transformers that reads tokens as `model.onnx` in `folder`, and its config; returns notes.
+
+    What reads tokens alone becomes what `to_onnx` writes of a subject, with a cache where it generates and keeps keys
+    and values. Any other, such as an encoder-decoder, is one pass from all its inputs to all its outputs, with the mask
+    of its tokens where that exports. A note says where the file holds for texts of one length only, or generates not
+    though the network does. Raises as `to_onnx`, for a network whose states go from token to token in a loop, too.
+    """
+    onnx_files.check_installed()
+    folder.mkdir(parents=True, exist_ok=True)
+    model = cast(PreTrainedModel, copy.deepcopy(network.model).float().cpu().eval())
+    if pretrained.has_experts(model):
+        with contextlib.suppress(Exception):  # experts of a form that knows one way alone
+            model.set_experts_implementation("batched_mm")  # grouped products have no counterpart in ONNX
+    with say_what_takes_long("export to ONNX"):
+        notes = _write_network(model, network.inputs, folder / "model.onnx")
+    _write_configs(cast(PreTrainedModel, network.model), folder, generates=model.can_generate())
+    return notes
+
+
+def _write_configs(model: PreTrainedModel, folder: Path, *, generates: bool) -> None:
+    model.config.save_pretrained(folder)
+    config = checkpoints.read_json(folder / "config.json")
+    config.pop("auto_map", None)  # the modelling file does not go along
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if generates and model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+
+
+def _write_network(model: PreTrainedModel, inputs: Example, path: Path) -> tuple[str, ...]:
+    """As a language model or an encoder, or else with whatever goes in and comes out."""
+    args, kwargs = inputs.fresh()
+    tensors = {name: one for name, one in kwargs.items() if isinstance(one, Tensor)}
+    if not args and [*tensors] == [model.main_input_name]:
+        notes = _write_texts(model, path)
+        if notes is not None:
+            return notes
+    lines = (_WITHOUT_CACHE,) if model.can_generate() else ()
+    if model.main_input_name in tensors and _MASK in inspect.signature(model.forward).parameters.keys() - kwargs.keys():
+        mask = torch.ones_like(tensors[model.main_input_name])
+        mask[-1, mask.shape[1] * 2 // 3 :] = 0  # a mask of ones would be folded away
+        with contextlib.suppress(Exception):  # then without it
+            return (*onnx_files.write_module(model, args, kwargs | {_MASK: mask}, path), *lines)
+        path.unlink(missing_ok=True)
+    return (*onnx_files.write_module(model, args, kwargs, path), *lines)
+
+
+def _write_texts(model: PreTrainedModel, path: Path) -> tuple[str, ...] | None:
+    """Behind a cache, or as one pass; None where its class, or the export of it, has something against both."""
+    try:
+        texts = TextNetwork(model)
+    except Exception:  # of a class that nobody here knows
+        return None
+    notes = _attempt(_write_generating, texts, path) if texts.causal else None
+    if notes is not None:
+        return notes
+    notes = _attempt(_write_pass, texts, path)
+    return (*notes, _WITHOUT_CACHE) if notes is not None and texts.causal else notes
+
+
+def _attempt(
+    write: Callable[[TextNetwork, Path], tuple[str, ...]], texts: TextNetwork, path: Path
+) -> tuple[str, ...] | None:
+    """What `write` gives; None where it fails otherwise than by a refusal."""
+    try:
+        return write(texts, path)
+    except UnsupportedError:
+        raise
+    except Exception:  # of the exporter or of onnxruntime
+        path.unlink(missing_ok=True)
+        return None
+
+
+_WITHOUT_CACHE = "the ONNX file is without a cache: it reads whole texts and does not generate"
+
+
+def _write_pass(subject: Transformer | TextNetwork, path: Path) -> tuple[str, ...]:
     """A pass over whole sequences."""
     names = {
         "logits": ["logits"],
@@ -94,23 +180,40 @@ def _write_pass(subject: Transformer, path: Path) -> tuple[str, ...]:
     return ()
 
 
-def _check_free(subject: Transformer, path: Path) -> None:
-    """Raise `UnsupportedError` for a file that holds for texts as long as the traced ones alone.
+def _check_free(subject: Transformer | TextNetwork, path: Path) -> None:
+    """Raise `UnsupportedError` for a file that holds for texts about as long as the traced ones alone.
 
-    As that of a model whose states go from token to token in a loop, which the exporter writes out.
+    As that of a model whose states go from token to token, or from chunk to chunk, in a loop, which the exporter
+    writes out.
     """
     shape = onnx_files.open_session(path).get_inputs()[0].shape
-    if any(isinstance(size, int) for size in shape):
+    if any(isinstance(size, int) for size in shape) or (subject.kind == "decoder" and _fails_on_long(subject, path)):
         raise UnsupportedError(
-            f"a {type(subject.model).__name__} can't be exported to ONNX: how it computes its states depends on the "
-            "length of the text, so the file would take texts of one length only"
+            f"a {name_class(subject.model)} can't be exported to ONNX: how it computes its "
+            "states depends on the length of the text, so the file would not take texts of any length"
         )
 
 
-def _write_generating(subject: Transformer, path: Path) -> tuple[str, ...]:
+def _fails_on_long(subject: Transformer | TextNetwork, path: Path) -> bool:
+    """Whether the file fails where the model itself reads a text of several chunks."""
+    example = subject.example(1, min(_LONG, positions(subject.model) or _LONG))
+    try:
+        with torch.no_grad():
+            expected = ForwardPass(subject).eval()(example["input_ids"], example["attention_mask"])
+    except Exception:  # too long for it
+        return False
+    try:
+        onnx_files.check(path, [(example, [(one, ...) for one in expected])])
+    except Exception:  # one of onnxruntime, or other outputs
+        return True
+    return False
+
+
+def _write_generating(subject: Transformer | TextNetwork, path: Path) -> tuple[str, ...]:
     """A pass over tokens behind a cache, or a pass over whole sequences where there is no cache of keys and values."""
     try:
         runnable = CachedPass(subject).eval()
+        _check_cached(subject, runnable)
     except UnsupportedError as error:
         return (*_write_pass(subject, path), f"{error}, so the file reads whole texts and does not generate")
     names = [f"{index}.{part}" for index in range(len(runnable.layers)) for part in ("key", "value")]
@@ -144,6 +247,20 @@ def _write_generating(subject: Transformer, path: Path) -> tuple[str, ...]:
         batches.append((dict(zip(inputs, given, strict=True)), counted))
     onnx_files.check(path, batches)
     return ()
+
+
+def _check_cached(subject: Transformer | TextNetwork, runnable: CachedPass) -> None:
+    """Raise `UnsupportedError` where tokens behind the cache get other logits than in a pass over the whole text."""
+    ids = subject.example(1, 8)["input_ids"]
+    mask, places = torch.ones_like(ids), torch.arange(8)[None]
+    cache = [torch.zeros(1, heads, 0, width) for heads, width in runnable.sizes]
+    with torch.no_grad():
+        first, *cache = runnable(ids[:, :5], mask[:, :5], places[:, :5], *cache)
+        then, *_ = runnable(ids[:, 5:], mask, places[:, 5:], *cache)
+        (whole,) = ForwardPass(subject).eval()(ids, mask)
+    error = (torch.cat([first, then], 1) - whole).abs().max().item()
+    if not error <= _CACHED * max(1.0, whole.abs().max().item()):
+        raise UnsupportedError(f"a {name_class(subject.model)} gives other logits behind its cache")
 
 
 def refuse_additions(subject: Transformer, form: str) -> None:

@@ -12,20 +12,63 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from secateur.errors import UnsupportedError
 from secateur.formats.reload import Removed
+from secateur.subjects.transformer import saving
 from secateur.subjects.transformer.subject import Transformer, positions
 
-__all__ = ["CachedPass", "CachedStep", "ForwardPass", "check_decodes", "decode", "flatten_step"]
+__all__ = [
+    "CachedPass",
+    "CachedStep",
+    "ForwardPass",
+    "TextNetwork",
+    "check_decodes",
+    "decode",
+    "flatten_step",
+    "name_class",
+]
+
+
+class TextNetwork:
+    """A model of transformers that reads texts and fits no table of a family: what passes ask of a subject, alone.
+
+    Raises `UnsupportedError` for one that takes no mask, or gives something else than logits or last states of tokens.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.head: list[nn.Module] = []
+        accepted = inspect.signature(model.forward).parameters
+        self.kind = "decoder" if "use_cache" in accepted else "encoder"
+        example = self.example(2, 8)
+        if "attention_mask" not in accepted or model.config.is_encoder_decoder:
+            raise UnsupportedError(f"a {type(model).__name__} does not read tokens and their mask alone")
+        with torch.no_grad():
+            given = model(**example, **({"use_cache": False} if self.kind == "decoder" else {}))
+        outputs = {"logits": "logits", "last_hidden_state": "states"}
+        main = [name for name in outputs if isinstance(getattr(given, name, None), Tensor)]
+        if not main:
+            raise UnsupportedError(f"a {type(model).__name__} gives neither logits nor last hidden states")
+        self.output = outputs[main[0]]
+
+    @property
+    def causal(self) -> bool:
+        """Whether it is a language model of the next token."""
+        return self.output == "logits" and self.model.can_generate()
+
+    def example(self, batch: int, length: int) -> dict[str, Tensor]:
+        """Random tokens [B, S] and their mask, without padding."""
+        tokens = torch.randint(3, self.model.config.get_text_config().vocab_size, (batch, length))
+        return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
 class ForwardPass(nn.Module):
     """A subject's forward pass over two tensors, with named outputs."""
 
-    def __init__(self, subject: Transformer) -> None:
+    def __init__(self, subject: Transformer | TextNetwork) -> None:
         super().__init__()
         self.model = subject.model
         self.head = nn.ModuleList(subject.head)
@@ -78,7 +121,7 @@ class CachedPass(nn.Module):
     Raises `UnsupportedError` where the model keeps other states than keys and values.
     """
 
-    def __init__(self, subject: Transformer) -> None:
+    def __init__(self, subject: Transformer | TextNetwork) -> None:
         super().__init__()
         self.model = subject.model
         self.call = _cached_call(subject.model)
@@ -89,7 +132,7 @@ class CachedPass(nn.Module):
         plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers)
         filled = [(index, layer) for index, layer in enumerate(cache.layers) if plain and layer.is_initialized]
         if not filled:
-            raise UnsupportedError(f"a {type(subject.model).__name__} keeps other states than keys and values")
+            raise UnsupportedError(f"a {name_class(subject.model)} keeps other states than keys and values")
         lost = {module.layer for module in subject.model.modules() if isinstance(module, Removed)}
         self.marks = [index for index, _ in filled if index in lost]
         if len(self.marks) == len(filled):
@@ -114,7 +157,7 @@ class CachedPass(nn.Module):
         layers = [cache.layers[index] for index in self.layers]
         return (logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
 
-    def make_inputs(self, subject: Transformer, batch: int, past: int, length: int) -> tuple[Tensor, ...]:
+    def make_inputs(self, subject: Transformer | TextNetwork, batch: int, past: int, length: int) -> tuple[Tensor, ...]:
         """What `forward` takes, of random tokens; the last sequence is shorter and padded on the left."""
         ids = subject.example(batch, past + length)["input_ids"]
         mask = torch.ones_like(ids)
@@ -125,6 +168,14 @@ class CachedPass(nn.Module):
             with torch.no_grad():
                 cache = self(ids[:, :past], mask[:, :past], places[:, :past], *cache)[1:]
         return ids[:, past:], mask, places[:, past:], *cache
+
+
+def name_class(model: nn.Module) -> str:
+    """The name of a model's class as transformers has it, or else its own."""
+    try:
+        return saving.plain_class(type(model)).__name__
+    except UnsupportedError:
+        return type(model).__name__
 
 
 def check_decodes(subject: Transformer, length: int) -> None:
@@ -183,7 +234,7 @@ def flatten_step(subject: Transformer, batch: int, length: int) -> tuple[CachedS
     return CachedStep(subject).eval(), (ids[:, length:].contiguous(), places, *past)
 
 
-def _last_token(subject: Transformer, batch: int, length: int) -> tuple[Tensor, Tensor]:
+def _last_token(subject: Transformer | TextNetwork, batch: int, length: int) -> tuple[Tensor, Tensor]:
     """(token ids [batch, length + 1], the position [batch, 1] of the last of them)."""
     ids = subject.example(batch, length + 1)["input_ids"]
     return ids, torch.full((batch, 1), length, device=ids.device)
