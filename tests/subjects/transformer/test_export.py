@@ -288,6 +288,8 @@ def cut_network(model: PreTrainedModel) -> Traced:
     return subject.cut(Selection({site.name: np.arange(site.count) >= site.count // 3 for site in free}))[0]
 
 
+# The folder of one is exported in runs/test_exporting.py.
+@pytest.mark.wide
 def test_onnx_of_a_decoder_cut_as_a_network_generates(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
@@ -304,6 +306,8 @@ def test_onnx_of_a_decoder_cut_as_a_network_generates(tmp_path: Path) -> None:
     assert {one.name for one in tmp_path.iterdir()} == {"model.onnx", "config.json", "generation_config.json"}
 
 
+# As those of subjects, for the length that their file keeps.
+@pytest.mark.wide
 def test_onnx_of_states_in_a_loop_is_refused_of_networks_too(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     cut = cut_network(make_hybrid("Mamba2", num_hidden_layers=2))
