@@ -13,7 +13,7 @@ from torch.utils import data as loading
 from torchvision.tv_tensors import BoundingBoxes
 
 import secateur
-from secateur.data import examples
+from secateur.data import examples, own_targets
 from secateur.errors import DataError
 from secateur.runs import splits
 
@@ -120,8 +120,19 @@ def test_boxes_held_out_have_the_classes_that_are_learned(learned, judged, numbe
 
 @pytest.mark.parametrize(("judged", "wrong"), [([[0], [1]], 0), ([[1], [4]], 4)])
 def test_boxes_held_out_of_a_class_that_is_not_learned_are_refused(judged: list[list[int]], wrong: int) -> None:
-    with pytest.raises(DataError, match=rf"has boxes of the class {wrong}, and the data has those of 1, 2, 3: give"):
+    match = rf"the held-out data has boxes of the class {wrong}, and the data has those of 1, 2, 3: give both"
+    with pytest.raises(DataError, match=match):
         splits.with_classes_of(boxed([1], [2], [3]), boxed(*judged))
+
+
+def test_crowds_of_a_class_that_is_not_learned_excuse_nothing_and_arrays_keep_their_labels() -> None:
+    crowd = {"boxes": torch.tensor([[1.0, 1.0, 9.0, 9.0]] * 2), "labels": torch.tensor([1, 5])}
+    judged = examples.read([(IMAGES[0], crowd | {"iscrowd": torch.tensor([0, 1])})])
+    found = splits.with_classes_of(boxed([1], [2]), judged)
+    assert found.targets[0]["crowd_labels"].tolist() == [-1]
+    target = {"boxes": torch.tensor([[1.0, 1.0, 9.0, 9.0]]), "labels": torch.tensor([3])}
+    arrays = examples.Examples(IMAGES[:1], None, (target,))
+    assert splits.with_classes_of(boxed([1], [2]), arrays) is arrays
 
 
 def test_a_part_of_a_named_set_counts_as_the_whole_does() -> None:
@@ -130,6 +141,8 @@ def test_a_part_of_a_named_set_counts_as_the_whole_does() -> None:
     whole = type("Named", (list,), {"classes": ["car", "person", "bike"]})(whole)
     found = examples.read(loading.Subset(whole, [0, 1, 2]))
     assert [target["labels"].tolist() for target in found.targets] == [[1], [2], [1]]
+    whole.append("what can not be read")
+    assert examples.read(loading.Subset(whole, [0, 1, 2])).targets[0]["labels"].tolist() == [1]
     whole[3] = (IMAGES[0], {"boxes": box[None], "labels": torch.tensor([3])})
     found = examples.read(loading.Subset(whole, [0, 1, 2]))
     assert [target["labels"].tolist() for target in found.targets] == [[0], [1], [0]]
@@ -211,6 +224,18 @@ def test_what_a_loader_changes_of_its_images_is_not_passed_over() -> None:
     shares = torch.tensor([0.2, 0.4, 1.0])[:, None, None].expand(3, 8, 8)
     loader = loading.DataLoader(pictures, batch_size=4, collate_fn=lambda batch: stack(batch, lambda _: shares))
     assert examples.read(loader).per_pixel, "the same image as a tensor"
+    faint = loading.DataLoader(MASKED, collate_fn=lambda batch: stack(batch, lambda image: image + 1e-3))
+    with pytest.raises(DataError, match="makes other images"):
+        examples.read(faint)
+    for like in (lambda image: image.half(), lambda image: image.bfloat16()):
+        loader = loading.DataLoader(MASKED, batch_size=4, collate_fn=lambda batch, like=like: stack(batch, like))
+        assert examples.read(loader).per_pixel, "the same at its own precision"
+    deep = [(image, mask[None]) for image, mask in MASKED]
+    flat = loading.DataLoader(deep, collate_fn=lambda batch: (batch[0][0][None], batch[0][1]))
+    assert examples.read(flat).per_pixel, "one at a time, and a mask without its first dimension"
+    for made, said in (((1, 2, 3), "tuple of 3"), ("x", "str")):
+        with pytest.raises(DataError, match=f"a batch of the loader of the data is {said}: expected a pair"):
+            examples.read(loading.DataLoader(MASKED, collate_fn=lambda batch, made=made: made))
     broken = loading.DataLoader(MASKED, batch_size=4, collate_fn=lambda batch: batch[7])
     with pytest.raises(DataError, match=r"fails on the first of its examples \(.*\): give the data set alone"):
         examples.read(broken)
@@ -289,6 +314,15 @@ def test_each_example_of_a_batch_is_asked_for_once() -> None:
     assert sorted(asked) == list(range(12))
 
 
+def test_no_more_masks_wait_for_their_turn_than_a_few() -> None:
+    items = own_targets._Sized(MASKED * 4, "the data")
+    for place in range(48):
+        items.open(place)
+    assert len(items._targets) == 32
+    assert torch.equal(items.target(47), MASKED[11][1])
+    assert torch.equal(items.target(0), MASKED[0][1])
+
+
 def test_masks_of_bits_held_out_are_read_as_those_of_0_and_255() -> None:
     ones = [(image, (mask > 0)) for image, mask in MASKED]
     judged = examples.with_transform(splits.with_classes_of(examples.read(Masks()), examples.read(ones)), "none")
@@ -351,6 +385,15 @@ def test_targets_of_another_form_than_the_first_are_named() -> None:
         },
         r"item 1 of the data has no boxes, as the first has": torch.zeros(1),
     }
+
+    class Bare(list[Any]):
+        """A new target each time: of two dicts of tensors nobody can ask whether they are equal."""
+
+        def __getitem__(self, place: Any) -> Any:
+            return (IMAGES[1], {"boxes": torch.zeros(0, 4)}) if place == 1 else super().__getitem__(place)
+
+    with pytest.raises(DataError, match="item 1 of the data has no boxes, as the first has"):
+        examples.read(Bare(pairs))
     for words, target in wrong.items():
         with pytest.raises(DataError, match=words):
             examples.read([pairs[0], (IMAGES[1], target), *pairs[2:]])

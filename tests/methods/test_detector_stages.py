@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from recipes.vision.detecting import DATA, subject
 from secateur._utils.rundir import Run
 from secateur.data import examples
@@ -46,3 +48,15 @@ def test_distilling_is_as_large_a_share_of_the_loss_as_asked_for_unless_its_weig
     assert first == again == 1.0, "while the weight is looked for"
     assert quarter == 0.25 * whole
     assert given == 3.0
+
+
+def test_a_teacher_that_comes_in_training_mode_keeps_its_statistics(tmp_path):
+    student, teacher = subject(), subject()
+    teacher.model.train()
+    before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
+    assert "stem.bn.running_mean" in before
+    student.model.stem.bn.weight.data *= 0.5
+    with Run.open(tmp_path, {}) as run:
+        stages = DetectorStages(run, examples.batches(DATA, batch=8), Training(lr=1e-3))
+        stages.distil(student, teacher, student.model.taps, compare, 1, "a")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in teacher.model.state_dict().items())

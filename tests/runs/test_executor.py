@@ -132,6 +132,13 @@ def test_a_model_that_comes_from_training_is_at_rest_while_a_recipe_asks_it(plac
     assert modes == [False]
     assert model.training
 
+    def stop(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as held:
+        executor.run(looking, subject, places / "texts.txt", "params=80%", tmp_path / "stopped", on_result=stop)
+    assert model.training, f"while the traceback is held, as a notebook holds it: {held}"
+
 
 def test_a_recipe_never_sees_the_texts_that_quality_is_measured_on(places, tmp_path, monkeypatch):
     seen: list[Corpus] = []

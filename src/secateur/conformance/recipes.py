@@ -94,9 +94,9 @@ def check_recipe(
         for measure, limit in limits.items():
             for what, cost in (("predicted", result.predicted), ("counted", counted)):
                 assert cost[measure] <= limit * (1 + 1e-9), f"{what} {measure} is {cost[measure]:g}, over {limit:g}"
-        assert_equal_outputs(output(subject), before, 0.0, "the original's output afterwards")
         for key, value in _state_of(model).items():
             assert_equal_outputs(value, state[key], 0.0, f"{key} of the original afterwards")
+        assert_equal_outputs(output(subject), before, 0.0, "the original's output afterwards")
         answer = output(result.subject)
         assert_equal_outputs(output(run(Path(place) / "second").subject), answer, 0.0, "the same run twice")
         assert_equal_outputs(output(run(Path(place) / "first").subject), answer, 0.0, "the run resumed")

@@ -197,7 +197,8 @@ class _Tally:
             first = next(self.first[what] for what in self.first if "their images" in what)
             raise DataError(
                 f"{source} has {beyond} of {self.boxes} boxes that reach beyond their images, first on {first}: COCO's "
-                "are x, y, width, height in pixels, YOLO's x, y of the middle, width, height in shares, VOC's corners"
+                "are x, y, width, height in pixels, YOLO's x, y of the middle, width, height in shares, VOC's and "
+                "Python's corners"
             )
         return tuple(
             f"{source.name}: {count} of {self.boxes} boxes {what} (first on {self.first[what]})"

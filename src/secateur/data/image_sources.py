@@ -55,7 +55,6 @@ _UNREAD = frozenset({".arw", ".cr2", ".dng", ".heic", ".heif", ".nef", ".psd", "
 _IMAGE_COLUMNS = ("image", "img", "images", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
 _MASK_COLUMNS = ("mask", "masks")
-_BOX_COLUMNS = ("boxes", "bbox", "bboxes", "objects")
 LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0}
 """Of numbers by which images are stored, what stands for 1."""
 CHANNELS = (1, 3, 4)
@@ -345,23 +344,17 @@ def _read_rows(rows: Data, label: str, name: str, datasets: Data) -> Classified:
         raise DataError(f"{name} has no column of images: it has {known}; name one of type datasets.Image, as `image`")
     if label not in ("", labels_of.DEFAULT):
         labels_of.check(label, features, name)
-    named = [one for one, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    likely = (label, *_LABEL_COLUMNS, *(named if len(named) == 1 else ()))
-    kinds = next((one for one in likely if one in features), None) if label else None
+    kinds = next((one for one in (label, *_LABEL_COLUMNS) if one in features), None) if label else None
     if kinds and isinstance(features[kinds], datasets.Image):
         raise DataError(
             f"{name} has images in {kinds!r}, where classes belong: give masks as a list of (image, mask), or as "
             "folders images/ and masks/"
         )
-    if label and not kinds and (other := next((one for one in (*_MASK_COLUMNS, *_BOX_COLUMNS) if one in features), "")):
-        raise DataError(
-            f"{name} has {other!r} and no class, and masks and boxes of tables are not read: give a list of (image, "
-            'mask) or (image, {"boxes", "labels"}), or folders and annotations (docs/guide/data.md)'
-        )
     if label and not kinds and (others := [one for one in features if one != column]):
         note(
             f"{name} has no column {', '.join(_LABEL_COLUMNS)}, and is read without classes; it has "
-            f"{', '.join(others)}: name that of the classes (--label), or say label='' for none"
+            f"{', '.join(others)}: name that of the classes (--label), or say label='' for none; masks and boxes of "
+            "tables are not read"
         )
     names = tuple(getattr(features.get(kinds), "names", None) or ()) if kinds else ()
     if isinstance(features[column], datasets.Image):

@@ -11,7 +11,7 @@ import hashlib
 import operator
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -88,13 +88,20 @@ def read(source: image_sources.Data, name: str) -> Targeted | None:
     rows = [_read_boxes(items, place) for place in show_bar(range(len(items)), f"boxes of {name}")]
     if 0 < max((number for row in rows for box in row.boxes for number in box), default=0) <= 1:
         raise DataError(f"{name} has boxes between 0 and 1, which are shares of an image: give them in pixels")
-    others = _Sized(whole, name)
-    left_out = sorted(set(range(len(whole))) - {int(place) for place in places})
-    classes, ids = _number(rows, names, name, (_read_boxes(others, place) for place in left_out))
+    classes, ids = _number(rows, names, name, _read_rest(whole, places, name))
     for row in rows:
         row.labels = [label - ids[0] for label in row.labels]
     targets, changed = boxes.clean(rows, [items.size(place) for place in range(len(items))], Path(name))
     return Targeted(Images(items), targets, classes=classes, ids=ids, notes=(*notes, *changed))
+
+
+def _read_rest(whole: image_sources.Data, places: Sequence[int], name: str) -> Iterator[Annotation]:
+    """The boxes of a data set at other places than these, of those examples that have some and can be read."""
+    items, chosen = _Sized(whole, name), {int(place) for place in places}
+    for place in show_bar(range(len(items)), f"boxes of the rest of {name}"):
+        if place not in chosen:
+            with contextlib.suppress(DataError):
+                yield _read_boxes(items, place)
 
 
 def _passes_on(loader: loading.DataLoader[image_sources.Data], items: Items) -> bool:
@@ -102,7 +109,7 @@ def _passes_on(loader: loading.DataLoader[image_sources.Data], items: Items) -> 
 
     Raises `DataError` where they hold others.
     """
-    if loader.collate_fn in (loading.default_collate, loading.default_convert):
+    if loader.collate_fn is loading.default_collate:
         return True
     alone = loader.batch_sampler is None
     count = 1 if alone else min(loader.batch_size or 2, 2, len(items))
@@ -117,8 +124,8 @@ def _passes_on(loader: loading.DataLoader[image_sources.Data], items: Items) -> 
         ) from error
     if made is given[0] or (isinstance(made, list | tuple) and all(map(operator.is_, made, given))):
         return True
+    images, targets = image_sources.pair_of(made, f"a batch of the loader of {items.title}")
     with contextlib.suppress(DataError, TypeError, ValueError):
-        images, targets = image_sources.pair_of(made, "a batch")
         pairs = [(images, targets)] if alone else list(zip(images, targets, strict=True))
         if not any(image_sources.has_boxes(target) or image_sources.is_mask(target) for _, target in pairs):
             return False
@@ -133,24 +140,31 @@ def _passes_on(loader: loading.DataLoader[image_sources.Data], items: Items) -> 
 
 def _are_equal(one: Pair, other: Pair) -> bool:
     """Whether two examples have the same image and the same boxes or mask, in whatever form."""
-    return all(
+    kinds = [image.dtype for image, _ in (one, other) if isinstance(image, Tensor) and image.is_floating_point()]
+    near = max([1e-6, *(torch.finfo(kind).eps for kind in kinds)])
+    parts, others = _arrays(one), _arrays(other)
+    return len(parts) == len(others) and all(
         first.shape == second.shape
         and bool(
-            np.allclose(first, second, rtol=0, atol=1e-6, equal_nan=True)
+            np.allclose(first, second, rtol=0, atol=near, equal_nan=True)
             if first.dtype == second.dtype == np.float64
             else np.array_equal(first, second)
         )
-        for first, second in zip(_arrays(one), _arrays(other), strict=True)
+        for first, second in zip(parts, others, strict=True)
     )
 
 
 def _arrays(pair: Pair) -> list[NDArray[np.generic]]:
-    """The image of an example as numbers, and its boxes and labels, or its mask."""
+    """The image of an example as numbers, and its boxes and labels, or its mask, if it has either."""
     image, target = pair
     picture = image_sources.picture_of(image, "an image")
     numbers = picture if isinstance(picture, Tensor) else np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1) / 255
-    targets = [target[key] for key in ("boxes", "labels")] if image_sources.has_boxes(target) else [target]
-    return [_numbers(part) for part in (numbers, *targets)]
+    if image_sources.has_boxes(target):
+        return [_numbers(part) for part in (numbers, target["boxes"], target["labels"])]
+    if not image_sources.is_mask(target):
+        return [_numbers(numbers)]
+    mask = _numbers(target)
+    return [_numbers(numbers), mask[0] if mask.ndim == 3 else mask]
 
 
 def _numbers(given: image_sources.Data) -> NDArray[np.generic]:

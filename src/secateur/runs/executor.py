@@ -13,8 +13,8 @@ import random
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -406,12 +406,13 @@ def _check_measured(unmeasured: Mapping[str, str], budgets: Sequence[Budget]) ->
 
 
 def _collect(rows: Iterable[Evidence], on_result: Callable[[Evidence], object] | None) -> list[Evidence]:
-    """All rows, after each of which `on_result` is called."""
+    """All rows, after each of which `on_result` is called; where that raises, what makes them is over, too."""
     collected = []
-    for row in rows:
-        collected.append(row)
-        if on_result is not None:
-            on_result(row)
+    with closing(rows) if isinstance(rows, Generator) else nullcontext():
+        for row in rows:
+            collected.append(row)
+            if on_result is not None:
+                on_result(row)
     return collected
 
 

@@ -417,8 +417,8 @@ def _boxes_numbered_as(data: Examples, judged: Examples) -> Examples:
         used = {judged.ids[int(label)] for target in judged.targets for label in target["labels"].unique()}
         if lost := sorted(used - set(data.ids)):
             raise DataError(
-                f"{judged.name} has boxes of the class {lost[0]}, and {data.name} has those of "
-                f"{', '.join(ours)}: give both the names of their classes"
+                f"{'the held-out data' if judged.name == data.name else judged.name} has boxes of the class {lost[0]}, "
+                f"and {data.name} has those of {', '.join(ours)}: give both the names of their classes"
             )
     elif theirs == ours or not set(theirs) <= set(ours):
         return judged

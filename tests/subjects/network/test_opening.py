@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from torchvision.ops import StochasticDepth
 import secateur
 import tiny
 from secateur.errors import InputError, ModelError, UnsupportedError
+from secateur.subjects.network import files
 from secateur.subjects.network.opening import build_network, is_saved, load_saved, open_network, open_saved
 from secateur.subjects.network.traced import open_traced, reload_traced
 from subjects import nets
@@ -230,11 +232,20 @@ class Growing(nn.Module):
 @pytest.mark.parametrize("made", [True, False])
 def test_tables_that_grow_with_the_inputs_are_no_replaced_modules(made: bool, tmp_path: Path) -> None:
     result = secateur.prune(Growing(made), torch.rand(2, 4, 3), budget="channels=50%")
-    result[0](torch.rand(2, 9, 3))
+    result[0](torch.rand(2, 4 if made else 9, 3))
+    if made:
+        result[0].places += 1
     result.subject.save(tmp_path / "small")
     again = secateur.load(tmp_path / "small", original=Growing(made))
-    x = torch.rand(2, 7, 3)
+    x = torch.rand(2, 4 if made else 7, 3)
     torch.testing.assert_close(again(x), result[0](x))
+    if made:
+        result[0](torch.rand(2, 9, 3))
+        result.subject.save(tmp_path / "grown")
+        plan = json.loads((tmp_path / "grown" / files.PLAN).read_text())
+        assert plan.pop("passing") == ["places"]  # which earlier versions did not write
+        (tmp_path / "grown" / files.PLAN).write_text(json.dumps(plan))
+        torch.testing.assert_close(secateur.load(tmp_path / "grown", original=Growing(made))(x), result[0](x))
 
 
 @pytest.mark.parametrize("case", REPLACED)
