@@ -271,6 +271,33 @@ def test_tokens_of_any_length_where_the_network_takes_them(tmp_path: Path, place
             torch.testing.assert_close(torch.from_numpy(answer), model(tokens, mask).detach(), rtol=1e-4, atol=1e-4)
 
 
+class Placing(nn.Module):
+    """Has no more places than its example has tokens; beside these are five columns of categories."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 8), nn.Embedding(16, 8)
+        self.kinds, self.head = nn.Embedding(9, 4), nn.Linear(28, 3)
+
+    def forward(self, kinds: Tensor, tokens: Tensor) -> Tensor:
+        states = self.words(tokens) + self.places(torch.arange(tokens.shape[1]))
+        return self.head(torch.cat([self.kinds(kinds).flatten(1), states.mean(1)], 1))
+
+
+def test_tokens_near_their_limit_and_beside_columns_are_of_any_length(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = Placing().eval()
+    (note,) = onnx_files.write_module(
+        model, (torch.randint(0, 9, (2, 5)), torch.randint(0, 20, (2, 16))), {}, tmp_path / "model.onnx"
+    )
+    assert note == "the ONNX file takes kinds of length 5 only: the network is not free of their length"
+    session = onnx_files.open_session(tmp_path / "model.onnx")
+    assert [one.shape for one in session.get_inputs()] == [["batch", 5], ["batch", "sequence"]]
+    kinds, tokens = torch.randint(0, 9, (3, 5)), torch.randint(0, 20, (3, 7))
+    (answer,) = session.run(None, {"kinds": kinds.numpy(), "tokens": tokens.numpy()})
+    torch.testing.assert_close(torch.from_numpy(answer), model(kinds, tokens).detach(), rtol=1e-4, atol=1e-4)
+
+
 @dataclass
 class Answer(ModelOutput):
     """As models of transformers answer."""

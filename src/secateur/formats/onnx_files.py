@@ -374,16 +374,28 @@ def _wider_inputs(flat: _Flat, outputs: Sequence[Tensor]) -> list[list[Tensor]]:
     several = _several(flat, flat.tensors, outputs)
     if several is None:
         return []
-    images, tokens = any(map(_is_image, several)) and not hasattr(flat.model, "detect"), any(map(_is_tokens, several))
-    wider = []
-    for wide, long in dict.fromkeys([(images, tokens), (images, False), (False, tokens)]):
-        larger = [
-            _enlarge(one) if wide and _is_image(one) else _lengthen(one) if long and _is_tokens(one) else one
-            for one in several
-        ]
-        if (wide or long) and _takes(flat, larger):
-            wider.append(larger)
+    images = any(map(_is_image, several)) and not hasattr(flat.model, "detect")
+    larger = [_enlarge(one) if images and _is_image(one) else one for one in several]
+    fits = images and _takes(flat, larger)
+    wider = list[list[Tensor]]()
+    for start in [larger, several] if fits else [several]:
+        longer = _of_other_length(flat, start)
+        wider += [one for one in (longer, start) if one is not None and one is not several]
     return [*wider, several]
+
+
+def _of_other_length(flat: _Flat, tensors: list[Tensor]) -> list[Tensor] | None:
+    """The inputs with tokens of another length, where the module takes that: longer, or shorter as near its limit.
+
+    All at once, or else those of one length alone, as tokens and their mask beside columns of categories.
+    """
+    lengths = sorted({one.shape[1] for one in tensors if _is_tokens(one)})
+    for chosen in [lengths, *([length] for length in lengths if len(lengths) > 1)]:
+        for change in (_lengthen, _shorten):
+            other = [change(one) if _is_tokens(one) and one.shape[1] in chosen else one for one in tensors]
+            if chosen and all(one.shape[1] for one in other if _is_tokens(one)) and _takes(flat, other):
+                return other
+    return None
 
 
 def _is_image(tensor: Tensor) -> bool:
@@ -398,6 +410,11 @@ def _is_tokens(tensor: Tensor) -> bool:
 def _lengthen(tokens: Tensor) -> Tensor:
     """Tokens [B, T] with the last of each row some times more."""
     return torch.cat([tokens, tokens[:, -1:].expand(-1, _LONGER)], 1)
+
+
+def _shorten(tokens: Tensor) -> Tensor:
+    """Tokens [B, T] without the last of each row, half of them."""
+    return tokens[:, : tokens.shape[1] // 2]
 
 
 def _enlarge(image: Tensor) -> Tensor:
@@ -415,7 +432,7 @@ def _takes(flat: nn.Module, tensors: Sequence[Tensor]) -> bool:
 
 
 def _free_dims(one: Sequence[Tensor], wider: Sequence[Tensor]) -> list[list[int]]:
-    """For each input the dimensions in which `wider` is larger."""
+    """For each input the dimensions that are of another size in `wider`."""
     return [
         [dim for dim, (size, more) in enumerate(zip(small.shape, large.shape, strict=True)) if size != more]
         for small, large in zip(one, wider, strict=True)

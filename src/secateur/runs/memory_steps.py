@@ -44,7 +44,7 @@ _WORDS = {
     "cut": "cutting",
     "training": "training",
 }
-HEAP = {"score": 0.12, "cut": 0.18, "training": 0.28, "step": 0.18}
+HEAP = {"score": 0.12, "cut": 0.18, "training": 0.1, "step": 0.18}
 """Stage -> what a process takes on a CPU beyond its tensors, as a share of them, and at most a gibibyte: freed
 activations leave holes in the heap, but tensors above 32 MiB go back at once. Measured on Llamas of 8 to 24 million
 parameters; "step", of `plan_step`, on ResNet-18, MobileNetV2 and a Llama of 8 million; "cut", of networks, where slices

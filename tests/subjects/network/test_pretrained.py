@@ -391,3 +391,14 @@ def test_why_recipes_do_not_take_a_model_is_said(tmp_path: Path) -> None:
     assert "has 2 heads of 16 numbers each and its decoder 4 of 8" in pretrained.find_misfit(str(tmp_path / "bart"))
     tiny.folder("llama", tmp_path / "llama")
     assert pretrained.find_misfit(str(tmp_path / "llama")) == ""
+
+
+def test_a_classifier_that_asks_for_the_end_of_a_text_gets_one() -> None:
+    """It takes its decoder's tokens from its encoder's, and none of their own."""
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    model = transformers.BartForSequenceClassification(BartConfig(vocab_size=64, eos_token_id=7, **sizes, **heads))
+    inputs = pretrained.make_inputs(model.eval())
+    assert "decoder_input_ids" not in inputs
+    assert (inputs["input_ids"] == 7).sum(1).tolist() == [1, 1]
+    assert model(**inputs).logits.shape == (2, 3)

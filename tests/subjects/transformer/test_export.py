@@ -14,6 +14,10 @@ from torch import Tensor
 from transformers import (
     BertConfig,
     BertForQuestionAnswering,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     PreTrainedModel,
     StableLmConfig,
     StableLmForCausalLM,
@@ -367,6 +371,24 @@ def test_onnx_of_other_networks_of_texts_takes_any_length(tmp_path: Path, kind: 
         real = inputs["attention_mask"].bool() if kind == "decoder" else ...
         for one, other in zip(given, wanted, strict=True):
             torch.testing.assert_close(torch.from_numpy(one)[real], other[real], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Mpt", "GPTNeo"])
+def test_onnx_of_a_decoder_whose_places_are_counted_or_whose_cache_is_not_free(tmp_path: Path, kind: str) -> None:
+    """The one has a cache of as many tokens as it has places, the other is a pass over whole texts."""
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    attention = {"attention_types": [[["global", "local"], 1]], "window_size": 8, "max_position_embeddings": 64}
+    model = {
+        "GPTNeo": lambda: GPTNeoForCausalLM(
+            GPTNeoConfig(vocab_size=64, hidden_size=32, num_layers=2, num_heads=4, **attention)
+        ),
+        "Mpt": lambda: MptForCausalLM(MptConfig(vocab_size=64, d_model=32, n_layers=1, n_heads=4, max_seq_len=64)),
+    }[kind]().eval()
+    notes = to_onnx(open_subject(model), tmp_path)
+    assert any("does not generate" in note for note in notes) == (kind == "Mpt")
+    names = [one.name for one in onnx_files.open_session(tmp_path / "model.onnx").get_inputs()]
+    assert ("past_key_values.0.key" in names) == (kind == "GPTNeo")
 
 
 def test_an_export_that_takes_long_is_said(tmp_path, monkeypatch, capsys):

@@ -207,6 +207,11 @@ def make_inputs(model: PreTrainedModel, shape: Sequence[int] = ()) -> dict[str, 
     if known and not _runs(model, inputs | rest):
         inputs |= {name: tokens if name == _IDS else draw_input(model, name, draw) for name in known}
     inputs |= rest
+    if "decoder_input_ids" in inputs and not _runs(model, inputs):  # some classify by the state of the last token
+        end = int(config.eos_token_id or 0)
+        ended = torch.cat([tokens[:, :-1].where(tokens[:, :-1] != end, 3 + (end == 3)), tokens[:, -1:] * 0 + end], 1)
+        alone = {name: value for name, value in inputs.items() if name != "decoder_input_ids"} | {_IDS: ended}
+        inputs = alone if main == _IDS and _runs(model, alone) else inputs
     if "use_cache" not in inputs and getattr(config.get_text_config(), "use_cache", False):
         without = inputs | {"use_cache": False}  # a model of several, whose language model would return its cache
         inputs = without if _runs(model, without) else inputs

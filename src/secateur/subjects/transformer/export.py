@@ -8,7 +8,7 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from safetensors.torch import save_file
@@ -17,17 +17,20 @@ from transformers import PreTrainedModel
 
 from secateur._utils import checkpoints
 from secateur._utils.rundir import say_what_takes_long
-from secateur.errors import NumericalError, UnsupportedError
+from secateur.errors import NumericalError, SecateurError, UnsupportedError
 from secateur.formats import decilm, onnx_files
 from secateur.subjects.network import pretrained
 from secateur.subjects.network.recording import Example
 from secateur.subjects.network.traced import Traced
 from secateur.subjects.transformer import low_rank, saving
 from secateur.subjects.transformer.layout import Widths
+from secateur.subjects.transformer.small_copy import describe_error
 from secateur.subjects.transformer.steps import CachedPass, ForwardPass, TextNetwork, name_class
 from secateur.subjects.transformer.subject import Transformer, positions
 
 __all__ = ["network_to_onnx", "refuse_additions", "to_decilm", "to_onnx"]
+
+Texts: TypeAlias = Transformer | TextNetwork
 
 _MASK = "attention_mask"
 
@@ -62,9 +65,8 @@ def to_onnx(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
     if hasattr(model, "set_experts_implementation") and subject.family.experts is not None:
         model.set_experts_implementation("batched_mm")  # grouped products have no counterpart in ONNX
     whole = subject._copy(model, subject.layer_index)
-    write = _write_generating if whole.causal else _write_pass
     with say_what_takes_long("export to ONNX"):  # minutes, where loops over states are written out
-        notes = write(whole, folder / "model.onnx")
+        notes = _write_either(whole, folder / "model.onnx")
     _write_configs(subject.model, folder, generates=whole.causal)
     if subject.tokenizer is not None:
         subject.tokenizer.save_pretrained(folder)
@@ -131,13 +133,27 @@ def _write_texts(model: PreTrainedModel, path: Path) -> tuple[str, ...] | None:
     return (*notes, _WITHOUT_CACHE) if notes is not None and texts.causal else notes
 
 
-def _attempt(
-    write: Callable[[TextNetwork, Path], tuple[str, ...]], texts: TextNetwork, path: Path
-) -> tuple[str, ...] | None:
-    """What `write` gives; None where it fails otherwise than by a refusal."""
+def _write_either(subject: Transformer, path: Path) -> tuple[str, ...]:
+    """Behind a cache, or else as one pass. Raises `UnsupportedError` where the exporter takes neither."""
+    notes = _attempt(_write_generating, subject, path) if subject.causal else None
+    if notes is not None:
+        return notes
+    try:
+        notes = _write_pass(subject, path)
+    except SecateurError:
+        raise
+    except Exception as error:  # of the exporter or of onnxruntime
+        path.unlink(missing_ok=True)
+        why = f"{type(error).__name__}: {describe_error(error)}"
+        raise UnsupportedError(f"a {name_class(subject.model)} can't be exported to ONNX ({why})") from error
+    return (*notes, _WITHOUT_CACHE) if subject.causal else notes
+
+
+def _attempt(write: Callable[[Texts, Path], tuple[str, ...]], texts: Texts, path: Path) -> tuple[str, ...] | None:
+    """What `write` gives; None where it fails otherwise than by a refusal, or than for outputs that differ."""
     try:
         return write(texts, path)
-    except UnsupportedError:
+    except SecateurError:
         raise
     except Exception:  # of the exporter or of onnxruntime
         path.unlink(missing_ok=True)
@@ -147,7 +163,7 @@ def _attempt(
 _WITHOUT_CACHE = "the ONNX file is without a cache: it reads whole texts and does not generate"
 
 
-def _write_pass(subject: Transformer | TextNetwork, path: Path) -> tuple[str, ...]:
+def _write_pass(subject: Texts, path: Path) -> tuple[str, ...]:
     """A pass over whole sequences."""
     names = {
         "logits": ["logits"],
@@ -180,7 +196,7 @@ def _write_pass(subject: Transformer | TextNetwork, path: Path) -> tuple[str, ..
     return ()
 
 
-def _check_free(subject: Transformer | TextNetwork, path: Path) -> None:
+def _check_free(subject: Texts, path: Path) -> None:
     """Raise `UnsupportedError` for a file that holds for texts about as long as the traced ones alone.
 
     As that of a model whose states go from token to token, or from chunk to chunk, in a loop, which the exporter
@@ -194,7 +210,7 @@ def _check_free(subject: Transformer | TextNetwork, path: Path) -> None:
         )
 
 
-def _fails_on_long(subject: Transformer | TextNetwork, path: Path) -> bool:
+def _fails_on_long(subject: Texts, path: Path) -> bool:
     """Whether the file fails where the model itself reads a text of several chunks."""
     example = subject.example(1, min(_LONG, positions(subject.model) or _LONG))
     try:
@@ -209,7 +225,7 @@ def _fails_on_long(subject: Transformer | TextNetwork, path: Path) -> bool:
     return False
 
 
-def _write_generating(subject: Transformer | TextNetwork, path: Path) -> tuple[str, ...]:
+def _write_generating(subject: Texts, path: Path) -> tuple[str, ...]:
     """A pass over tokens behind a cache, or a pass over whole sequences where there is no cache of keys and values."""
     try:
         runnable = CachedPass(subject).eval()
@@ -218,21 +234,31 @@ def _write_generating(subject: Transformer | TextNetwork, path: Path) -> tuple[s
         return (*_write_pass(subject, path), f"{error}, so the file reads whole texts and does not generate")
     names = [f"{index}.{part}" for index in range(len(runnable.layers)) for part in ("key", "value")]
     inputs = ["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in names)]
-    batch, sequence, past = (torch.export.Dim(name) for name in ("batch", "sequence", "past"))
+    batch, sequence = (torch.export.Dim(name) for name in ("batch", "sequence"))
     tokens, all_tokens = {0: batch, 1: sequence}, {0: batch, 1: torch.export.Dim.DYNAMIC}
-    onnx_files.write(
-        runnable,
-        path,
-        runnable.make_inputs(subject, batch=3, past=7, length=4),
-        dynamic_shapes={
-            "input_ids": tokens,
-            "attention_mask": all_tokens,
-            "position_ids": tokens,
-            "past": tuple({0: batch, 2: past} for _ in names),
-        },
-        input_names=inputs,
-        output_names=["logits", *(f"present.{name}" for name in names)],
-    )
+
+    def write(past: torch.export.Dim) -> None:
+        onnx_files.write(
+            runnable,
+            path,
+            runnable.make_inputs(subject, batch=3, past=7, length=4),
+            dynamic_shapes={
+                "input_ids": tokens,
+                "attention_mask": all_tokens,
+                "position_ids": tokens,
+                "past": tuple({0: batch, 2: past} for _ in names),
+            },
+            input_names=inputs,
+            output_names=["logits", *(f"present.{name}" for name in names)],
+        )
+
+    most = positions(subject.model)
+    try:
+        write(torch.export.Dim("past"))
+    except Exception:
+        if most is None:
+            raise
+        write(torch.export.Dim("past", max=most))  # of a class with tables of that many places
     batches = []
     for sizes in ((1, 0, 5), (2, 0, 9), (4, 8, 1), (2, 5, 3)):
         given = runnable.make_inputs(subject, *sizes)
@@ -249,7 +275,7 @@ def _write_generating(subject: Transformer | TextNetwork, path: Path) -> tuple[s
     return ()
 
 
-def _check_cached(subject: Transformer | TextNetwork, runnable: CachedPass) -> None:
+def _check_cached(subject: Texts, runnable: CachedPass) -> None:
     """Raise `UnsupportedError` where tokens behind the cache get other logits than in a pass over the whole text."""
     ids = subject.example(1, 8)["input_ids"]
     mask, places = torch.ones_like(ids), torch.arange(8)[None]
