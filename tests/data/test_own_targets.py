@@ -244,7 +244,7 @@ def test_what_a_loader_changes_of_its_images_is_not_passed_over() -> None:
 @pytest.mark.parametrize(
     "how",
     [{"batch_size": 1}, {"batch_size": None}, {"batch_size": 4}, {"batch_size": 2, "collate_fn": lambda batch: batch}],
-    ids=str,
+    ids=["one", "alone", "several", "as they are"],
 )
 def test_loaders_of_images_of_unequal_sizes(how: dict[str, Any]) -> None:
     found = examples.with_transform(examples.read(loading.DataLoader(Masks(), **how)), "imagenet", "16")
