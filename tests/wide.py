@@ -261,8 +261,8 @@ WIDE = {
     # Its networks train as those of kd_data_pruning do, by one loop.
     "test_several_processes.py::test_training_sets_are_cut_by_two_processes_as_by_one": {"dp4tl"},
     "test_training_options.py::test_the_model_of_a_budget_is_gone_when_the_next_one_is_made": {
-        "ast", "consensus_polarization", "gpusq_vit", "magnitude", "nemotron_elastic", "owl", "romanian_distilberts",
-        "slimmoe", "sparsegpt", "wanda", "yolov4_group_sad", "yolov8_cwd",
+        "ast", "consensus_polarization", "gpusq_vit", "llm_pruner", "magnitude", "nemotron_elastic", "owl",
+        "romanian_distilberts", "slicegpt", "slimmoe", "sparsegpt", "wanda", "yolov4_group_sad", "yolov8_cwd",
     },
     # They heal by the one call that shortgpt heals by, and train as networks do in nd_loss and otov3.
     "test_training_options.py::test_what_a_recipe_is_asked_for_is_in_force": {
