@@ -578,18 +578,25 @@ def test_a_file_without_a_tokenizer_is_opened_without_one(tmp_path, tokenizer):
         assert read("the tree").input_ids == tokenizer()("the tree").input_ids, "what lies beside the file is read"
 
 
-def test_a_tokenizer_that_transformers_does_not_read_is_left_out_with_a_warning(tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+def write_llama(writer, without=""):
+    """The file of a small Llama, without one of its tensors; the model."""
     subject = open_subject(small_model(LlamaForCausalLM))
     gguf_export._write_shape(writer, subject, gguf_export._LLAMA)
     for name, tensor in gguf_export._name_tensors(subject, gguf_export._LLAMA):
-        writer.add_tensor(name, tensor.detach().numpy())
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"<{number}>" for number in range(subject.model.config.vocab_size)])
+        if name != without:
+            writer.add_tensor(name, tensor.detach().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return subject
+
+
+def test_a_tokenizer_that_transformers_does_not_read_is_left_out_with_a_warning(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"<{number}>" for number in range(290)])
+    subject = write_llama(writer)
     with pytest.warns(
         DataWarning, match=r"the tokenizer in .*model.gguf can't be read \(.*\): it is opened without one"
     ):
@@ -600,16 +607,7 @@ def test_a_tokenizer_that_transformers_does_not_read_is_left_out_with_a_warning(
 
 def test_a_file_that_lacks_weights_is_not_opened(tmp_path):
     """transformers draws at random what a file does not have."""
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
-    subject = open_subject(small_model(LlamaForCausalLM))
-    gguf_export._write_shape(writer, subject, gguf_export._LLAMA)
-    for name, tensor in gguf_export._name_tensors(subject, gguf_export._LLAMA):
-        if name != "blk.1.ffn_up.weight":
-            writer.add_tensor(name, tensor.detach().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_llama(gguf.GGUFWriter(tmp_path / "model.gguf", "llama"), without="blk.1.ffn_up.weight")
     with pytest.raises(
         ModelError, match=r"1 weights of LlamaForCausalLM are not in it, such as .*layers.1.mlp.up_proj"
     ):
