@@ -51,7 +51,7 @@ def compare(subject: Transformer, clock: Clock) -> None:
     """Print predicted and measured speedups of a few cuts."""
     batch, length = PLACES[clock.environment]
     neurons = max(width.neurons for width in subject.widths())
-    table = timing.time_blocks(subject, "kv_groups", allocate.grid(neurons), batch, length, clock)
+    table = timing.time_blocks(subject, ("kv_groups", "neurons"), allocate.grid(neurons), batch, length, clock)
     units = levels.with_latency(subject.units("kv_groups", "neurons"), table, table["rest"]["0"])
     place = clock.place(subject, batch, length)
     dense, whole = timing.make_run(subject, place), units.cost()["latency"]

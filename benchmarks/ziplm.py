@@ -31,7 +31,7 @@ def main() -> None:
     samples = texts.batches(corpus, subject.tokenizer, packed=False, batch=16, length=128, seed=0).take(16)
     sites = subject.units("heads", "neurons").free()
     grid = allocate.grid(max(site.count for site in sites))
-    table = timing.time_blocks(subject, "heads", grid, 32, 64)
+    table = timing.time_blocks(subject, ("heads", "neurons"), grid, 32, 64)
     units = subject.units("heads", "neurons", batch=32, length=64)
     fixed = table["rest"]["0"]
     limit = {"latency": levels.with_latency(units, table, fixed).cost()["latency"] / 2}

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InfeasibleError
-from secateur.methods.cutting import cut_with_retries
+from secateur.methods.cutting import advise, cut_with_retries
 from secateur.score import magnitude
 from secateur.select import ranking
 from secateur.subjects.network.traced import Traced, open_traced
@@ -52,3 +52,10 @@ def test_a_budget_that_cannot_be_met_once_a_site_has_to_stay_is_refused(subject:
 
     with pytest.raises(InfeasibleError, match="params"):
         cut_with_retries(subject, select)
+
+
+def test_what_more_may_be_asked_for_is_added_to_a_budget_that_cannot_be_met() -> None:
+    for line, told in (("with all=true, too", "too little; with all=true, too"), ("", "too little")):
+        with pytest.raises(InfeasibleError) as refused, advise(line):
+            raise InfeasibleError("too little", 3.0)
+        assert (str(refused.value), refused.value.reachable) == (told, 3.0)

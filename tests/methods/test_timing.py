@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import tiny
 from secateur._utils.rundir import Run
-from secateur.errors import InfeasibleError, InputError, MeasurementError, UnsupportedError
+from secateur.errors import DataWarning, InfeasibleError, InputError, MeasurementError, UnsupportedError
 from secateur.measure import latency
 from secateur.methods import timing
 from secateur.methods.timing import Clock
@@ -30,7 +31,7 @@ def subject(kind: str = "bert") -> Transformer:
 def test_the_latency_table_has_every_level_and_the_rest(kind, axis):
     start = subject(kind)
     most = {site.kind: site.count for site in start.units(axis, "neurons").free()}
-    table = timing.time_blocks(start, axis, [0, 16, most["neurons"]], 2, 8)
+    table = timing.time_blocks(start, (axis, "neurons"), [0, 16, most["neurons"]], 2, 8)
     assert set(table) == {axis, "neurons", "rest"}
     assert [int(k) for k in table[axis]] == list(range(most[axis] + 1))
     assert [int(k) for k in table["neurons"]] == [0, 16, most["neurons"]]
@@ -42,6 +43,26 @@ def test_the_latency_table_has_every_level_and_the_rest(kind, axis):
     blocks = len(start.layers()) * (table[axis][str(most[axis])] + table["neurons"][str(most["neurons"])])
     assert whole == pytest.approx(table["rest"]["0"] + blocks)
     assert table["rest"]["0"] >= 0.0
+
+
+@pytest.mark.parametrize("axis", ["heads", "neurons"])
+def test_one_axis_alone_is_timed_where_the_other_stays_whole(axis):
+    start = subject()
+    table = timing.time_blocks(start, (axis,), [0, 16, 64], 2, 8)
+    assert set(table) == {axis, "rest"}
+    units = levels.with_latency(start.units(axis), table, table["rest"]["0"])
+    assert units.cost()["latency"] > table["rest"]["0"] > 0.0
+
+
+def test_axes_of_a_clock_are_heads_or_their_groups_and_neurons_as_far_as_they_can_go():
+    assert timing.choose_axes(subject()) == ("heads", "neurons")
+    assert timing.choose_axes(subject("llama")) == ("kv_groups", "neurons")
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = transformers.Olmo2Config(**sizes, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+    normed = open_subject(transformers.Olmo2ForCausalLM(config), tokenizer=tiny.tokenizer())
+    with pytest.warns(DataWarning, match="kv groups of this olmo2 model stay whole: ") as said:
+        assert timing.choose_axes(normed) == ("neurons",), "a norm runs over all heads together"
+    assert len(said) == 1
 
 
 def test_the_latency_table_adds_up_to_the_whole_models_own_time(monkeypatch):
@@ -57,7 +78,7 @@ def test_the_latency_table_adds_up_to_the_whole_models_own_time(monkeypatch):
 
     monkeypatch.setattr(timing.latency, "time_interleaved", interleaved)
     most = {site.kind: site.count for site in start.units("heads", "neurons").free()}
-    table = timing.time_blocks(start, "heads", [0, 8, most["neurons"]], 2, 8)
+    table = timing.time_blocks(start, ("heads", "neurons"), [0, 8, most["neurons"]], 2, 8)
     whole = levels.with_latency(start.units("heads", "neurons"), table, table["rest"]["0"]).cost()["latency"]
     assert whole == pytest.approx(50)
     assert table["neurons"]["8"] / table["heads"]["1"] == pytest.approx(16 / 3)
@@ -70,7 +91,7 @@ def test_layers_of_unequal_widths_are_each_timed_as_wide_as_they_are(narrow):
     half = {f"layers.{narrow}.neurons": np.arange(128) < 64, f"layers.{narrow}.kv_groups": np.arange(2) < 1}
     start, _ = whole.cut(Selection(half))
     for table in (
-        timing.time_blocks(start, "kv_groups", [0, 32, 64], 2, 8),
+        timing.time_blocks(start, ("kv_groups", "neurons"), [0, 32, 64], 2, 8),
         llm_pruner.time_units(start, ("kv_groups", "neurons"), 2, 8),
     ):
         assert max(map(int, table["neurons"])) == 128
@@ -91,7 +112,7 @@ def test_a_speedup_far_out_of_reach_is_refused_before_the_table_is_timed(monkeyp
     monkeypatch.setattr(timing.latency, "time_interleaved", ten_times)
     far = [Budget.parse("params=50%"), Budget.parse("speedup=900x")]
     with pytest.raises(InfeasibleError, match=r"^budget speedup=900x can't be met: .*at most speedup=8x$") as refused:
-        timing.time_blocks(subject(), "heads", [0, 8], 2, 8, budgets=far)
+        timing.time_blocks(subject(), ("heads", "neurons"), [0, 8], 2, 8, budgets=far)
     assert asked == [{"dense", "rest"}]
     assert refused.value.reachable == 0.1
     with pytest.raises(InfeasibleError, match=r"^budget latency=33.33ms can't be met"):
@@ -112,7 +133,7 @@ def test_in_decoding_the_table_is_of_single_tokens_behind_a_cache(monkeypatch):
         return {key: SimpleNamespace(value=value) for key, value in slow.items()}
 
     monkeypatch.setattr(timing.latency, "time_interleaved", interleaved)
-    table = timing.time_blocks(start, "kv_groups", [0, 64, 128], 2, 8, Clock(environment="decode"))
+    table = timing.time_blocks(start, ("kv_groups", "neurons"), [0, 64, 128], 2, 8, Clock(environment="decode"))
     assert {place.phase for _, place in seen} == {"decode"}
     each = {"kv_groups": {"0": 0.0, "1": 2.0, "2": 4.0}, "neurons": {"0": 0.0, "64": 1.0, "128": 3.0}}
     scale = 50 / (30 - 4 * 1 + 4 * (4 + 3))
@@ -128,7 +149,7 @@ def test_one_timer_serves_the_table_and_the_cuts(timer, monkeypatch):
     monkeypatch.setattr(timing, "_compile_run", lambda run: ran.append("compile") or run)
     monkeypatch.setattr(timing, "_export_run", lambda module, tensors: ran.append("onnx") or partial(module, *tensors))
     clock = Clock(timer=timer)
-    table = timing.time_blocks(start, "heads", list(range(0, 65, 4)), 2, 8, clock)
+    table = timing.time_blocks(start, ("heads", "neurons"), list(range(0, 65, 4)), 2, 8, clock)
     assert list(table["heads"]) == ["0", "1", "2", "3", "4"]
     assert len(table["neurons"]) == 1 + 8
     assert [int(count) for count in table["neurons"]][::8] == [0, 128], "as wide as the layers are"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -13,7 +13,7 @@ from secateur.subjects.network import detectors
 from secateur.subjects.network.traced import CutError, Traced, open_traced
 from secateur.vocabulary import Budget, Cut, Selection, write_enough
 
-__all__ = ["cut_with_retries", "open_student"]
+__all__ = ["advise", "cut_with_retries", "open_student"]
 
 
 def cut_with_retries(
@@ -58,6 +58,17 @@ def cut_with_retries(
                 subject.without(error.fault, selection)
                 continue
         return selection, small, cut
+
+
+@contextlib.contextmanager
+def advise(line: str) -> Iterator[None]:
+    """Add `line`, such as an option by which more may go, to a budget that can't be met within the block."""
+    try:
+        yield
+    except InfeasibleError as error:
+        if not line:
+            raise
+        raise InfeasibleError(f"{error}; {line}", error.reachable) from error
 
 
 def open_student(subject: Traced, student: str, budget: Budget) -> tuple[Traced, Cut, Mapping[str, float]]:

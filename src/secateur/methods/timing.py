@@ -22,6 +22,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from secateur._utils import devices
+from secateur._utils.noting import note
 from secateur._utils.rundir import Run
 from secateur.errors import InfeasibleError, InputError, MeasurementError
 from secateur.formats import onnx_files
@@ -33,12 +34,12 @@ from secateur.subjects.transformer import steps
 from secateur.vocabulary import Array, Budget, Selection, Units
 
 __all__ = [
-    "NOISY", "Clock", "Heads", "check_place", "make_run", "meet_target", "select_in_time", "time_blocks", "time_layers",
-    "time_share",
+    "NOISY", "Axis", "Clock", "check_place", "choose_axes", "make_run", "meet_target", "select_in_time", "time_blocks",
+    "time_layers", "time_share",
 ]  # fmt: skip
 
 T = TypeVar("T")
-Heads = Literal["heads", "kv_groups"]
+Axis = Literal["heads", "kv_groups", "neurons"]
 
 NOISY = "the clock disagrees with the latency table or with itself: repeat on a quiet machine"
 """What a result says where its latency could not be met on the clock."""
@@ -175,29 +176,39 @@ _FAR, _SAFE = 0.5, 0.8
 """A share of the least time that no noise makes up for, and of the speedup that a few runs promise."""
 
 
+def choose_axes(subject: Transformer) -> tuple[Axis, ...]:
+    """Heads, or KV groups where heads share keys and values, and neurons, if they can go; a note says why not."""
+    units, whole = subject.units(), subject.layout.whole
+    heads: Axis = "kv_groups" if any(site.kind == "kv_groups" for site in units.sites.values()) else "heads"
+    free = {site.kind for site in units.free()}
+    axes: tuple[Axis, ...] = (heads, "neurons")
+    for axis in whole.keys() & axes:
+        note(f"{axis.replace('_', ' ')} of this {subject.family.model_type} model stay whole: {whole[axis]}")
+    return tuple(axis for axis in axes if axis in free)
+
+
 def time_blocks(
-    subject: Transformer, axis: Heads, grid: Sequence[int], batch: int, length: int, clock: Clock = Clock(),
+    subject: Transformer, axes: Sequence[Axis], grid: Sequence[int], batch: int, length: int, clock: Clock = Clock(),
     budgets: Sequence[Budget] = (),
 ) -> levels.Table:  # fmt: skip
     """Seconds of one attention and one FFN block at every level, and of what is left without them ("rest").
 
     The rest is the time of a model with next to nothing in its blocks: taken as the difference of two large times,
     it would hold all their noise. A block alone is a little slower than inside the model, so that all entries are
-    scaled alike until the whole model's add up to its own time. An empty `grid` leaves the FFN out, as where every
-    layer has experts: they are part of the rest. Raises `InfeasibleError` for one of the `budgets` that the rest alone
-    is far above, before the table is timed.
+    scaled alike until the whole model's add up to its own time. What is not of the `axes`, such as heads that stay
+    whole, or experts, is part of the rest. grid: the counts of neurons that are timed. Raises `InfeasibleError` for one
+    of the `budgets` that the rest alone is far above, before the table is timed.
     """
     place = clock.place(subject, batch, length)
     check_place(subject, place)
-    axes: tuple[Heads | Literal["neurons"], ...] = (axis, "neurons") if grid else (axis,)
     sites = subject.units(*axes).free()
     most = levels.widest(subject.units(*axes))
-    counts: dict[Heads | Literal["neurons"], list[int]] = {axis: list(range(1, 1 + most[axis]))}
-    if grid:
+    counts: dict[Axis, list[int]] = {axis: list(range(1, 1 + most[axis])) for axis in axes}
+    if "neurons" in counts:
         counts["neurons"] = sorted({most["neurons"], *(k for k in grid if 0 < k < most["neurons"])})
     if clock.timer != "eager":
         counts = {kind: _thin_out(row) for kind, row in counts.items()}
-    least = min(counts["neurons"]) if grid else 0
+    least = min(counts.get("neurons", [0]))
     bare, _ = subject.cut(
         Selection({s.name: np.arange(s.count) < (least if s.kind == "neurons" else 0) for s in sites})
     )
@@ -215,7 +226,7 @@ def time_blocks(
             else:
                 probes[kind, count] = subject.probe(kind, count, batch, length)
     if in_stacks:
-        probes["empty", 0] = make_run(subject.stack(axis, 0, _LAYERS), place)
+        probes["empty", 0] = make_run(subject.stack(axes[0], 0, _LAYERS), place)
     figures = latency.time_interleaved(probes, rounds=clock.timings, progress=True, device=place.device)
     times = {key: figure.value for key, figure in figures.items()}
     if in_stacks:
@@ -224,7 +235,7 @@ def time_blocks(
     for kind, row in counts.items():
         smooth = latency.monotone({k: times[kind, k] for k in row})
         table[kind] = {"0": 0.0} | {str(k): seconds for k, seconds in smooth.items()}
-    blocks = table["neurons"][str(least)] * sum(s.kind == "neurons" for s in sites) if grid else 0.0
+    blocks = table["neurons"][str(least)] * sum(s.kind == "neurons" for s in sites) if least else 0.0
     table["rest"] = {"0": max(0.0, times["rest", 0] - blocks)}
     units = subject.units(*axes, batch=batch, length=length)
     scale = times["dense", 0] / levels.with_latency(units, table, table["rest"]["0"]).cost()["latency"]
@@ -244,7 +255,7 @@ def refuse_far(
         if "latency" in budget and budget["latency"].absolute(whole) < _FAR * least:
             reachable = math.floor(10 * _SAFE * whole / least) / 10
             raise InfeasibleError(
-                f"budget {budget.brief()} can't be met: without heads and neurons the model is about "
+                f"budget {budget.brief()} can't be met: without what can go of heads and neurons the model is about "
                 f"{whole / least:.2g}x as fast; ask for at most speedup={reachable:g}x", least,
             )  # fmt: skip
 

@@ -81,14 +81,12 @@ def magnitude(
         clock: see `timing.Clock`.
     """
     whole = subject.units(batch=batch, length=length)
-    kinds = levels.widest(whole)
-    axis: timing.Heads = "kv_groups" if "kv_groups" in kinds else "heads"
-    axes = [name for name in (axis, "neurons") if name in kinds]
+    axes = timing.choose_axes(subject)
     units = subject.units(*axes, batch=batch, length=length)
     table = None
     if any("latency" in budget for budget in budgets):
-        grid = allocate.grid(kinds["neurons"]) if "neurons" in kinds else []
-        table = run.json("latency", lambda: timing.time_blocks(subject, axis, grid, batch, length, clock))
+        grid = allocate.grid(levels.widest(whole)["neurons"]) if "neurons" in axes else []
+        table = run.json("latency", lambda: timing.time_blocks(subject, axes, grid, batch, length, clock))
     fixed = table["rest"]["0"] if table else 0.0
     readers = {site: at for site, at in subject.consumers(read=False).items() if not units[site].frozen}
     columns = norms.groups(subject.model, readers)

@@ -12,12 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import tiny
 import toys
 from secateur._utils.rundir import Run
 from secateur.data import texts
-from secateur.errors import BudgetError, InfeasibleError, InputError
+from secateur.errors import BudgetError, DataWarning, InfeasibleError, InputError
 from secateur.recipes.language import ziplm
 from secateur.recover.training import loop, objectives
 from secateur.runs import keywords
@@ -219,6 +220,39 @@ def test_one_clock_times_the_table_and_the_cuts(tmp_path, monkeypatch):
     assert found.predicted["speedup"] >= 2
     assert set(seen) == {ziplm.Clock(environment="decode", timer="compile", tolerance=0.02, corrections=1)}
     assert len(seen) == 3, "the table, and its cut at a glance and in full"
+
+
+@pytest.mark.parametrize("budget", ["params=80%", "speedup=1.2x"])
+def test_neurons_go_alone_where_heads_stay_whole(tmp_path, monkeypatch, budget):
+    """As of OLMo-2 and -3, whose norms run over all heads together."""
+    sizes = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = transformers.Olmo2Config(**sizes, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+    start = open_subject(tiny.uneven(transformers.Olmo2ForCausalLM(config)), tokenizer=tiny.tokenizer())
+    timed = []
+    table = {name: TABLE[name] for name in ("neurons", "rest")}
+    monkeypatch.setattr(ziplm.timing, "time_blocks", lambda *given, **_: timed.append(given[1]) or table)
+    monkeypatch.setattr(ziplm.timing, "time_share", lambda *_, **__: 0.8)
+    with pytest.warns(DataWarning, match="kv groups of this olmo2 model stay whole: "):
+        (found,) = results(tmp_path, [budget], start)
+    assert {site.split(".")[-1] for site, (gone, _) in found.cut.removed.items() if gone} == {"neurons"}
+    assert timed == ([("neurons",)] if "speedup" in budget else [])
+    with pytest.raises(InfeasibleError, match="with no neuron left it is"):
+        results(tmp_path / "more", ["params=1%"], start)
+
+
+def test_an_original_in_training_mode_is_asked_without_dropout(tmp_path):
+    start, again = subject(), subject()
+    for module in start.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    start.model.train()
+    (noisy,), (calm,) = (results(tmp_path / name, ["params=80%"], one) for name, one in (("a", start), ("b", again)))
+    assert start.model.training
+    assert noisy.cut.removed == calm.cut.removed
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(noisy.subject.model.parameters(), calm.subject.model.parameters(), strict=True)
+    )
 
 
 def test_two_measures_are_both_kept():

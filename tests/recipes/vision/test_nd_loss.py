@@ -400,8 +400,11 @@ def test_a_dry_run_cuts_and_goes_over_no_data(tmp_path, monkeypatch):
 
 def test_a_second_budget_is_refused_before_a_pass_over_the_data(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "collect", lambda *_: pytest.fail("made class means"))
-    with pytest.raises(InfeasibleError, match="params"):
+    with pytest.raises(InfeasibleError, match=r"params.*; with keep_width=false the width of the feature may go, too$"):
         results(tmp_path, ("params=50%", "params=1%"))
+    with pytest.raises(InfeasibleError) as refused:
+        results(tmp_path, ("params=50%", "params=1%"), keep_width=False)
+    assert "keep_width" not in str(refused.value)
 
 
 def test_a_killed_run_ends_with_the_same_network(first, tmp_path, monkeypatch):

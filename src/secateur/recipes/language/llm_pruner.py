@@ -201,16 +201,14 @@ def refuse_unreachable(budgets: Sequence[Budget], units: Units) -> None:
 
 def time_units(subject: Transformer, axes: Sequence[str], batch: int, length: int) -> levels.Table:
     """Seconds of attention and FFN at every number of units, as ZipLM takes them."""
-    heads = [axis for axis in axes if axis in ("heads", "kv_groups")]
-    if "channels" in axes or len(heads) != 1:
+    timed: list[timing.Axis] = [axis for axis in ("heads", "kv_groups", "neurons") if axis in axes]
+    if "channels" in axes or {"heads", "kv_groups"} <= set(timed):
         raise UnsupportedError(
             "a latency is predicted for one of heads and kv_groups, and neurons: leave the others out of axes, or give "
             "a budget of params or flops"
         )
-    widths = levels.widest(subject.units())
-    grid = allocate.grid(widths["neurons"]) if "neurons" in widths else []
-    axis: timing.Heads = "kv_groups" if heads == ["kv_groups"] else "heads"
-    return timing.time_blocks(subject, axis, grid, batch, length)
+    grid = allocate.grid(levels.widest(subject.units())["neurons"]) if "neurons" in timed else []
+    return timing.time_blocks(subject, timed, grid, batch, length)
 
 
 # --------------------------------------------------------------------------------------------------------- importance

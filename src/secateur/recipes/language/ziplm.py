@@ -16,6 +16,7 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
+from secateur._utils import modes
 from secateur._utils.bars import show_bar
 from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
@@ -112,7 +113,8 @@ def ziplm(
         dry_run: stop after the cut; nothing is trained (so with `gradual`, a later budget starts from a student that is
             not trained either).
 
-    In a mixture of experts, KV groups shrink, and the neurons of layers without experts; experts stay whole.
+    In a mixture of experts, KV groups shrink, and the neurons of layers without experts; experts stay whole. Where a
+    family's heads or neurons can't be cut, the others go alone.
 
     Departures: the latency of counts between two timed sizes is interpolated; FFN sizes are rounded to multiples of
     8 since odd widths run slower; the coefficient search starts from each site's measured weight in the whole
@@ -127,14 +129,11 @@ def ziplm(
     feed = make_feed(subject, train, length=train_length, seed=seed)
     samples, items = feed.sequences(calibration), feed.sequences(judged)
 
-    whole = subject.units(batch=batch, length=length)
-    kinds = levels.widest(whole)
-    axis: timing.Heads = "kv_groups" if "kv_groups" in kinds else "heads"
-    axes = tuple(name for name in (axis, "neurons") if name in kinds)
-    grid = allocate.grid(kinds["neurons"], ratio=ratio) if "neurons" in kinds else []
+    whole, axes = subject.units(batch=batch, length=length), timing.choose_axes(subject)
+    grid = allocate.grid(levels.widest(whole)["neurons"], ratio=ratio) if "neurons" in axes else []
     table = None
     if any("latency" in budget for budget in budgets):
-        timed = partial(timing.time_blocks, subject, axis, grid, batch, length, clock, budgets=budgets)
+        timed = partial(timing.time_blocks, subject, axes, grid, batch, length, clock, budgets=budgets)
         table = run.json("latency", timed, alone=True)
     rest = table["rest"]["0"] if table else 0.0
     dense = levels.with_latency(whole, table, rest).cost()
@@ -145,7 +144,7 @@ def ziplm(
     def sweeps(start: Transformer, name: str) -> Sweeps:
         sites = start.units(*axes).free()
         gone = {s.name: [s.count - k for k in grid if k < s.count] + [0] for s in sites if s.kind == "neurons"}
-        gone |= {s.name: list(range(s.count + 1)) for s in sites if s.kind == axis}
+        gone |= {s.name: list(range(s.count + 1)) for s in sites if s.kind != "neurons"}
         old = run.path(f"{name}.safetensors")  # of 0.1.0: all sites in one file
         if old.exists():
             return {site: hessian.Sweep.open(old, f"{site}/") for site in gone}
@@ -202,11 +201,12 @@ def ziplm(
 def check_reachable(
     units: Units, table: levels.Table | None, limit: Limits, fixed: float, dense: Mapping[str, float]
 ) -> None:
-    """Raise `InfeasibleError`, saying what is reachable, where even a model without heads and neurons costs too much.
+    """Raise `InfeasibleError`, saying what is reachable, where even a model without all that can go costs too much.
 
     dense: what the original costs, to which a speedup refers.
     """
     least = levels.with_latency(units, table, fixed).cost({s.name: np.zeros(s.count, bool) for s in units.free()})
+    going = " and no ".join(sorted({"neuron" if site.kind == "neurons" else "head" for site in units.free()}))
     for measure, most in limit.items():
         if least[measure] > most:
             best = f"at least {measure}={np.ceil(least[measure]):.0f}"
@@ -216,7 +216,7 @@ def check_reachable(
                 best += "; experts stay whole here: slimmoe makes them thinner, stun drops some, and sparsegpt and "
                 best += "wanda zero weights in them"
             raise InfeasibleError(
-                f"{measure} of {most:.4g} can't be met: with no head and no neuron left it is {least[measure]:.4g}; "
+                f"{measure} of {most:.4g} can't be met: with no {going} left it is {least[measure]:.4g}; "
                 f"ask for {best}", least[measure],
             )  # fmt: skip
 
@@ -276,7 +276,7 @@ def search_coefficients(
     if not trials:
         return [1.0] * len(base)
     direction = distillation.choose_direction(subject)
-    with torch.no_grad():
+    with torch.no_grad(), modes.evaluating(subject.model):
         answers = [subject.forward(item).prediction for item in items]
 
     def propose(coefficients: NDArray[np.float64]) -> tuple[tuple[tuple[str, int], ...], dict[str, int]]:
@@ -285,7 +285,7 @@ def search_coefficients(
 
     @torch.no_grad()
     def evaluate(chosen: dict[str, int]) -> float:
-        with database.running(start.model, start.consumers(), base, chosen):
+        with modes.evaluating(start.model), database.running(start.model, start.consumers(), base, chosen):
             losses = [
                 objectives.distance(
                     start.forward(item).prediction, answer, item, output=subject.output, direction=direction

@@ -24,7 +24,7 @@ from secateur.data.batches import Numbered, count_steps
 from secateur.data.examples import Examples
 from secateur.errors import DataError, InputError
 from secateur.measure import prototypes
-from secateur.methods.cutting import cut_with_retries, open_student
+from secateur.methods.cutting import advise, cut_with_retries, open_student
 from secateur.methods.detector_classes import open_with_boxes
 from secateur.recover.distillation import losses, maps, relations, review, taps, teachers
 from secateur.recover.distillation.centres import ClassMeans, collect
@@ -362,7 +362,8 @@ def narrow(
         }
         return ranking.by_budget(replace(units, sites=sites), magnitude.coupled_norm(slices), budget, scope="local")
 
-    selection, small, cut = cut_with_retries(start, select)
+    with advise("with keep_width=false the width of the feature may go, too" if readers else ""):
+        selection, small, cut = cut_with_retries(start, select)
     return small, cut, selection.spent
 
 
