@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+from types import SimpleNamespace
+
 import pytest
 from torch import nn
 
-from secateur._utils.modes import check_device, evaluating, restore_modes
+from secateur._utils.modes import check_device, evaluating, keep_modes, restore_modes
 from secateur.errors import InputError
 
 
@@ -38,6 +41,22 @@ def test_also_after_an_error() -> None:
     with pytest.raises(ZeroDivisionError), evaluating(model):
         raise ZeroDivisionError
     assert modes(model) == before
+
+
+def test_what_a_function_is_called_with_is_given_back_in_its_modes() -> None:
+    one, two, three = frozen_inside(), frozen_inside(), frozen_inside()
+    before = modes(one)
+
+    @keep_modes
+    def change(model: nn.Module, *, others: list[object]) -> str:
+        """Words."""
+        for each in (model, two, three):
+            each.eval()
+        return "done"
+
+    assert change(one, others=[two, (SimpleNamespace(model=three), "path", None)]) == "done"
+    assert [modes(one), modes(two), modes(three)] == [before] * 3
+    assert list(inspect.signature(change).parameters) == ["model", "others"]
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,9 @@ def test_a_closed_pipe_is_no_error():
     )  # fmt: skip
     assert "Traceback" not in done.stderr
     assert done.stdout.startswith("family")
+    code = "import sys, subprocess; asked = subprocess.Popen([sys.executable, '-m', 'secateur', 'list'], stdout=-1); "
+    code += "asked.stdout.close(); sys.exit(asked.wait())"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, "1 is for a target that is missed"
 
 
 def test_debug_shows_where_an_error_came_from(tmp_path):

@@ -462,3 +462,26 @@ def test_the_folder_above_annotations_of_voc_is_named(tmp_path):
             DataError, match=r"holds annotations of Pascal VOC in .*VOC2007, and no classes: say --data"
         ):
             image_sources.read_folder(place)
+
+
+def test_a_first_example_without_a_class_is_named_as_any_other() -> None:
+    images = torch.rand(20, 3, 8, 8)
+    for place in (0, 7):
+        pairs = [(image, None if number == place else 1) for number, image in enumerate(images)]
+        with pytest.raises(DataError, match=f"image {place + 1} of the data has no label in .*, as 1 of 20 have none"):
+            examples.read(pairs)
+    assert examples.read([(image, None) for image in images]).labels is None
+
+
+def test_what_of_a_dict_is_passed_over_is_said() -> None:
+    images, mask = torch.rand(4, 3, 8, 8), torch.zeros(8, 8)
+    with pytest.warns(DataWarning, match="and is read without classes; it has segmentation_mask: call"):
+        examples.read([{"image": image, "segmentation_mask": mask} for image in images])
+    with pytest.warns(DataWarning, match="has label and mask beside each image: .* leave label out"):
+        found = examples.read([{"image": image, "label": 1, "mask": mask} for image in images])
+    assert found.labels is not None
+    with pytest.warns(DataWarning, match="it has objects"):
+        examples.read({"image": image, "objects": [1]} for image in images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        examples.read([{"image": image, "label": 1, "id": 3} for image in images])

@@ -14,6 +14,7 @@ from torchvision.tv_tensors import BoundingBoxes
 
 import secateur
 from secateur.data import examples, own_targets
+from secateur.data.images import Images
 from secateur.errors import DataError
 from secateur.runs import splits
 
@@ -180,11 +181,14 @@ def test_no_box_is_a_target_too_and_marks_of_crowds_that_are_not_one_each_are_pa
 
 
 def test_masks_with_the_same_numbers_in_another_shape_are_other_masks() -> None:
-    def read(*shape: int) -> examples.Examples:
-        return examples.read([(IMAGES[0], torch.zeros(shape)), (IMAGES[1], torch.zeros(shape))])
+    def digest(*shape: int) -> bytes:
+        found = examples.read([(torch.rand(3, *shape), torch.zeros(shape)) for _ in range(2)])
+        assert found.masks is not None
+        assert isinstance(found.inputs, Images)
+        return found.masks.digest(found.inputs)
 
-    assert read(16, 64).digest != read(64, 16).digest
-    assert read(16, 64).digest == read(16, 64).digest
+    assert digest(16, 64) != digest(64, 16)
+    assert digest(16, 64) == digest(16, 64)
 
 
 def test_what_a_loader_makes_of_its_examples_is_asked() -> None:
@@ -220,8 +224,8 @@ def test_what_a_loader_changes_of_its_images_is_not_passed_over() -> None:
         loader = loading.DataLoader(MASKED, batch_size=4, collate_fn=lambda batch, change=change: stack(batch, change))
         with pytest.raises(DataError, match="the collate_fn of the loader of the data makes other images, boxes or"):
             examples.read(loader)
-    pictures = [(Image.new("RGB", (8, 8), (51, 102, 255)), mask) for _, mask in MASKED]
-    shares = torch.tensor([0.2, 0.4, 1.0])[:, None, None].expand(3, 8, 8)
+    pictures = [(Image.new("RGB", (32, 32), (51, 102, 255)), mask) for _, mask in MASKED]
+    shares = torch.tensor([0.2, 0.4, 1.0])[:, None, None].expand(3, 32, 32)
     loader = loading.DataLoader(pictures, batch_size=4, collate_fn=lambda batch: stack(batch, lambda _: shares))
     assert examples.read(loader).per_pixel, "the same image as a tensor"
     faint = loading.DataLoader(MASKED, collate_fn=lambda batch: stack(batch, lambda image: image + 1e-3))
@@ -274,7 +278,7 @@ def test_an_example_in_names_keeps_its_mask_or_its_boxes() -> None:
 def test_what_is_passed_over_with_a_mask_or_boxes_says_what_to_give() -> None:
     for pairs, what in ((iter(MASKED), "a mask"), ((Boxes()[place] for place in range(3)), "boxes")):
         with pytest.raises(
-            DataError, match=f"item 0 of the data has {what}, which the data gives as it is passed over"
+            DataError, match=f"item 0 of the data has {what}, which the data gives in batches or as it is passed over"
         ):
             examples.read(pairs)
 
@@ -383,7 +387,7 @@ def test_targets_of_another_form_than_the_first_are_named() -> None:
             "boxes": torch.zeros(1, 4),
             "labels": torch.tensor([1.5]),
         },
-        r"item 1 of the data has no boxes, as the first has": torch.zeros(1),
+        r"item 1 of the data has no boxes, as others have": torch.zeros(1),
     }
 
     class Bare(list[Any]):
@@ -392,7 +396,7 @@ def test_targets_of_another_form_than_the_first_are_named() -> None:
         def __getitem__(self, place: Any) -> Any:
             return (IMAGES[1], {"boxes": torch.zeros(0, 4)}) if place == 1 else super().__getitem__(place)
 
-    with pytest.raises(DataError, match="item 1 of the data has no boxes, as the first has"):
+    with pytest.raises(DataError, match="item 1 of the data has no boxes, as others have"):
         examples.read(Bare(pairs))
     for words, target in wrong.items():
         with pytest.raises(DataError, match=words):
@@ -401,8 +405,74 @@ def test_targets_of_another_form_than_the_first_are_named() -> None:
     with pytest.raises(DataError, match=r"item 1 of the data has a mask of torch.float32, \[32, 32\]: give whole"):
         examples.with_transform(examples.read(masks), "none").batch([0, 1])
     masks[1] = (IMAGES[1], 3)
-    with pytest.raises(DataError, match=r"item 1 of the data has no mask, as the first has"):
+    with pytest.raises(DataError, match=r"item 1 of the data has no mask, as others have"):
         examples.with_transform(examples.read(masks), "none").batch([0, 1])
+
+
+@pytest.mark.parametrize("empty", [0, 3])
+def test_an_image_that_torchvision_gives_no_annotations_has_no_boxes(empty: int) -> None:
+    """As its wrapper of a COCO data set does: the number of the image alone."""
+    pairs: list[Any] = [Boxes()[place] for place in (1, 2, 4, 5)]
+    pairs[empty] = (IMAGES[0], {"image_id": 7})
+    for source in (pairs, loading.DataLoader(pairs, batch_size=2, collate_fn=pair_up)):
+        found = examples.read(source)
+        assert [len(target["boxes"]) for target in found.targets] == [
+            0 if place == empty else len(target["boxes"]) for place, (_, target) in enumerate(pairs)
+        ]
+
+
+def test_annotations_as_a_file_of_coco_has_them_say_what_to_give() -> None:
+    rows = [{"bbox": [1, 2, 3, 4], "category_id": 3}]
+    with pytest.raises(DataError, match="annotations as COCO's file has them: give the folder of that file, or"):
+        examples.read([(image, rows) for image in IMAGES])
+
+
+@pytest.mark.parametrize("target", [torch.rand(2, 4), torch.eye(4)[:1], Image.new("L", (3, 3))])
+def test_what_is_not_as_large_as_its_image_is_no_mask(target: Any) -> None:
+    with pytest.raises(DataError, match=r"beside an image of 32 x 32 pixels: a mask is as large as its image, boxes"):
+        examples.read([(image, target) for image in IMAGES])
+
+
+def test_targets_are_found_though_the_first_example_has_none() -> None:
+    mask = torch.zeros(32, 32, dtype=torch.long)
+    with pytest.raises(DataError, match="item 0 of the data has no mask, as others have"):
+        examples.with_transform(examples.read([(IMAGES[0], None), (IMAGES[1], mask)]), "none").batch([0, 1])
+    with pytest.raises(DataError, match="item 0 of the data has no boxes, as others have"):
+        examples.read([(IMAGES[0], None), Boxes()[1]])
+
+
+def test_masks_of_0_and_255_are_binary_in_arrays_too() -> None:
+    masks = (IMAGES[:, 0] > 0.5).long()
+    for source in ((IMAGES, 255 * masks), loading.TensorDataset(IMAGES, 255 * masks)):
+        found = examples.read(source)
+        assert found.notes == ("masks of the data hold 0 and 255 alone: 255 is read as class 1",)
+        found = found if isinstance(found.inputs, Tensor) else examples.with_transform(found, "none")
+        assert torch.equal(found.batch()["labels"], masks)
+    both = 255 * masks
+    both[0, 0, 0] = 1
+    assert torch.equal(examples.read((IMAGES, both)).batch()["labels"], both), "255 counts nowhere, and 1 is a class"
+
+
+@pytest.mark.parametrize("first", ["__background__", "BG", "back-ground"])
+def test_a_background_goes_by_many_names(first: str) -> None:
+    assert boxed([1], [2], classes=[first, "a", "b"]).classes == ("a", "b")
+
+
+def test_a_mask_of_32_bits_counts_65535_as_nothing_and_255_as_a_class() -> None:
+    numbers = np.array([[0, 255], [300, 65535]], np.int32).repeat(16, 0).repeat(16, 1)
+    found = examples.read([(image, Image.fromarray(numbers)) for image in IMAGES])
+    values = examples.with_transform(found, "none").batch([0])["labels"].unique().tolist()
+    assert values == [-100, 0, 255, 300]
+
+
+def test_a_set_that_draws_now_and_then_is_found_out() -> None:
+    class Last(Boxes):
+        def __getitem__(self, place: int) -> tuple[Tensor, dict[str, Any]]:
+            image, target = super().__getitem__(place)
+            return (image if place < 11 else torch.from_numpy(np.random.default_rng().random((3, 32, 32))), target)
+
+    with pytest.raises(DataError, match="item 11 of the data is another each time it is asked for"):
+        examples.read(Last())
 
 
 def test_a_segmenter_is_measured_on_a_data_set_of_python() -> None:

@@ -324,3 +324,41 @@ def test_a_program_that_gives_states_beside_its_output_is_written_with_the_outpu
     onnx_files.write_program(program, tmp_path / "small.onnx")
     (found,) = onnx_files.open_session(tmp_path / "small.onnx").run(None, {"x": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), model(x).logits)
+
+
+class Listening(nn.Module):
+    """As networks of sounds and of series are: convolutions, or a recurrent network, and a mean over all steps."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.out = kind, nn.Linear(6, 3)
+        self.conv = nn.Conv1d(1 if kind == "sound" else 4, 6, 5, stride=2)
+        self.steps = nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "steps":
+            return self.out(self.steps(x).relu().mean(1))
+        return self.out(self.conv(x[:, None] if self.kind == "sound" else x).relu().mean(2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "longer"), [("sound", (60,), (93,)), ("channels", (4, 60), (4, 93)), ("steps", (60, 4), (93, 4))]
+)
+def test_series_of_any_length_where_the_network_takes_them(
+    tmp_path: Path, kind: str, sizes: tuple[int, ...], longer: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    model = Listening(kind).eval()
+    notes = onnx_files.write_module(model, (torch.randn(2, *sizes),), {}, tmp_path / "model.onnx")
+    assert notes == ()
+    session = onnx_files.open_session(tmp_path / "model.onnx")
+    for size in (sizes, longer):
+        x = torch.randn(3, *size)
+        (given,) = session.run(None, {"x": x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(given), model(x), atol=1e-4, rtol=1e-4)
+
+
+def test_features_have_the_width_that_a_network_takes(tmp_path: Path) -> None:
+    assert onnx_files.write_module(nn.Linear(6, 3).eval(), (torch.randn(2, 6),), {}, tmp_path / "model.onnx") == ()
+    (given,) = onnx_files.open_session(tmp_path / "model.onnx").get_inputs()
+    assert given.shape == ["batch", 6]

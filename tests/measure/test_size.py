@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertModel,
@@ -165,3 +165,26 @@ def test_the_products_of_experts_are_counted():
         model.set_experts_implementation(kind)
         counts[kind] = size.flops(model, batch)
     assert counts == {"grouped_mm": expected, "eager": expected}
+
+
+class Given(nn.Module):
+    """A table that a module reads as its input, as DeBERTa's of positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first, self.second = nn.Embedding(6, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) @ self.second(self.table.weight).T
+
+
+def test_a_parameter_may_be_what_a_module_is_given() -> None:
+    model = Given()
+    assert size.flops(model, {"x": torch.randn(3, 4)}) == 2 * (3 * 4 * 4 + 6 * 4 * 4 + 3 * 4 * 6)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    with pytest.raises(AssertionError, match="its own"):
+        size.flops(fails, {})
+
+
+def fails() -> None:
+    raise AssertionError("its own")

@@ -75,6 +75,10 @@ def test_names_are_compared_without_case_spaces_and_hyphens_and_vocs_stand_for_c
         match_classes(scenes(("cat", "unicorn"), (), (0, 1)), detectors.adapt(vision_models.rcnn(8, 32, classes=91)))
 
 
+class Counted(yolo.Yolo):
+    nc = 6
+
+
 class Named(yolo.Yolo):
     def __init__(self, names) -> None:
         super().__init__(3, (4, 8, 8, 12, 16))
@@ -113,7 +117,12 @@ def test_the_names_of_a_config_are_followed():
     [
         (5, (1, 3, 7, 9), [0, 1, 2, 3], None),  # as many as the data has: in their order
         (10, (1, 3, 7, 9), [0, 2, 6, 8], "the detector's own numbers, by their ids, of which the largest"),
-        (40, (1, 3, 7, 9), [0, 1, 2, 3], "has 39 classes without names, scenes 4: they are numbered in the order"),
+        (
+            40,
+            (1, 3, 7, 9),
+            [0, 1, 2, 3],
+            "has 39 classes, scenes 4, and not both have names: they are",
+        ),
         (3, (1, 3, 7, 9), [0, 1, 2, 3], None),  # too few: refused where labels are checked
         (91, (1, 3, 7, 90), [0, 2, 6, 89], "the detector's own numbers, by their ids"),  # of others than COCO's
     ],
@@ -124,6 +133,29 @@ def test_without_names_the_ids_decide(classes, ids, wanted, words):
     assert words in data.notes[0] if words else not data.notes
     again = match_classes(data, detectors.adapt(vision_models.rcnn(8, 32, classes=classes)))
     assert (labels(again), again.notes) == (wanted, data.notes)
+
+
+@pytest.mark.parametrize(
+    ("build", "ids", "wanted"),
+    [
+        (lambda: detectors.adapt(vision_models.dense(RetinaNet, 8, classes=91)), range(1, 86), [13, 85]),
+        (lambda: detectors.adapt(vision_models.dense(RetinaNet, 8, classes=7)), range(1, 4), [1, 3]),
+        (lambda: detectors.adapt(vision_models.rcnn(8, 32, classes=91)), range(1, 86), [12, 84]),
+        (lambda: Counted(6, (4, 8, 8, 12, 16)), range(1, 4), [1, 3]),
+        (lambda: detectors.adapt(vision_models.rcnn(8, 32, classes=7)), range(4), [0, 3]),
+    ],
+)
+def test_labels_of_python_that_have_no_names_are_the_detectors_own_numbers(build, ids, wanted):
+    """A detector without a background has had label 13 for 13, not for the 13th of the classes."""
+    model, first = build(), ids[0]
+    seen = [13 - first, 85 - first] if len(ids) > 80 else [0, len(ids) - 1] if first == 0 else [0, 2]
+    data = match_classes(scenes([""] * len(ids), tuple(ids), seen), model)
+    assert labels(data) == wanted
+    if 91 in (known := detectors.classes_of(model)).names or known.count >= 90:
+        assert data.classes[wanted[0]] == "stop sign", "the detector's own names"
+    assert labels(match_classes(data, model)) == wanted
+    if ids[0] == 0:
+        assert "id 0, id 1, id 2, id 3" in data.notes[0]
 
 
 def test_labels_without_names_or_ids_stay():

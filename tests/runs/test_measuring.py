@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaForCausalLM
 
 import secateur
@@ -278,6 +279,8 @@ def test_what_is_packed_takes_no_more_than_its_files(monkeypatch, tmp_path):
     assert (found["bytes"].value, found["packed_bytes"].value) == (50.0, 50.0)
     found = measuring._as_stored({**row, "packed_bytes": Figure(40.0)}, tmp_path)
     assert found["packed_bytes"].value == 40.0
+    found = measuring._as_stored({"bytes": Figure(45.0), "packed_bytes": Figure(30.0)}, tmp_path)
+    assert found["packed_bytes"].value == 35.0, "with the branches, which are in the files alone"
 
 
 def test_a_network_tells_its_zeros_too():
@@ -527,3 +530,14 @@ def test_a_network_beside_a_language_model_is_measured_as_a_network(tmp_path):
             (InputError, ModelError), match=r"can't run on the example inputs|does not take what the other"
         ):
             measuring.measure(*pair, inputs=torch.rand(2, 4))
+
+
+def test_networks_are_given_back_in_the_modes_that_they_came_in() -> None:
+    """As in the midst of a training: batch norms go on counting."""
+    nets = [nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).train() for _ in range(2)]
+    nets[0][0].eval()
+    before = [[module.training for module in net.modules()] for net in nets]
+    data = (torch.randn(12, 6), torch.arange(12) % 3)
+    secateur.measure(*nets, data=data)
+    secateur.measure(nets[0], data=data)
+    assert [[module.training for module in net.modules()] for net in nets] == before

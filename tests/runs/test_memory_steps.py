@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import subprocess
 import sys
 
@@ -161,6 +162,7 @@ def test_a_share_is_that_of_the_largest_budget_of_parameters() -> None:
 
 def test_a_machine_has_memory() -> None:
     assert memory_steps.available() > 2**28
+    assert all(math.isnan(memory_steps.available(device)) for device in ("mps", "xpu", "meta", "cuda:77"))
 
 
 def test_what_can_not_be_planned_has_no_line() -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
 
 from secateur.errors import InputError
 
-__all__ = ["check_device", "evaluating", "find_place", "forget_passes", "move_to_device", "restore_modes"]
+__all__ = [
+    "check_device", "evaluating", "find_place", "forget_passes", "keep_modes", "move_to_device", "restore_modes",
+]  # fmt: skip
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @contextmanager
@@ -23,6 +30,30 @@ def restore_modes(*models: nn.Module) -> Iterator[None]:
         for module, mode in modes.items():
             if module.training != mode:  # to set it takes much longer than to look
                 module.training = mode
+
+
+def keep_modes(function: Callable[P, R]) -> Callable[P, R]:
+    """Give the networks among what `function` is called with back in the modes that they came in."""
+
+    @wraps(function)
+    def call(*given: P.args, **named: P.kwargs) -> R:
+        with restore_modes(*_networks([*given, *named.values()])):
+            return function(*given, **named)
+
+    return call
+
+
+def _networks(given: object) -> Iterator[nn.Module]:
+    """The modules in lists, tuples and values of mappings, and those of subjects."""
+    if isinstance(given, nn.Module):
+        yield given
+    elif isinstance(given, Mapping):
+        yield from _networks(list(given.values()))
+    elif isinstance(given, list | tuple):
+        for one in given:
+            yield from _networks(one)
+    elif isinstance(model := getattr(given, "model", None), nn.Module):
+        yield model
 
 
 @contextmanager

@@ -88,7 +88,7 @@ def _run(words: Sequence[str], output: _Output, debug: bool) -> int:
         return int(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _stop(_INTERRUPTED, 130, debug)
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
+    except (BrokenPipeError, SystemExit):  # the reader of our output has left, as `head` does: click exits then
         output.drop()
         return 0
     except Exception as error:

@@ -446,7 +446,10 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
     labels.unnamed(f"{name} has no array of classes to be named", label=label)
     if isinstance(found, tuple) and len(found) == 2:
         inputs, kinds = found
-        return Examples(_number(_shares(inputs), name), _whole(kinds, name), name=name)
+        whole, notes = _whole(kinds, name), tuple[str, ...]()
+        if whole is not None and masks_of.is_binary(whole):
+            whole, notes = whole.clamp(max=1), (f"masks of {name} hold 0 and 255 alone: {masks_of.BINARY}",)
+        return Examples(_number(_shares(inputs), name), whole, name=name, notes=notes)
     if source and not (isinstance(found, Iterable) or hasattr(found, "__getitem__")):
         raise DataError(
             f"{source} gave {type(found).__name__}: expected Examples, a tuple (inputs, labels), or a data set or an "

@@ -40,8 +40,8 @@ from secateur.errors import DataError, MissingExtraError
 
 __all__ = [
     "CHANNELS", "LARGEST", "Classified", "Data", "Items", "Shards", "find_held_out", "has_boxes", "has_places",
-    "is_batch", "is_mask", "is_shards", "is_table", "pair_of", "picture_of", "read_folder", "read_hub", "read_pairs",
-    "read_shards", "read_table", "restrict", "whole_of",
+    "is_batch", "is_mask", "is_shards", "is_table", "look_at", "pair_of", "picture_of", "read_folder", "read_hub",
+    "read_pairs", "read_shards", "read_table", "restrict", "whole_of",
 ]  # fmt: skip
 
 Data: TypeAlias = Any
@@ -484,8 +484,38 @@ def _read_places(source: Data, name: str) -> Classified:
     if is_batch(image, label):
         return _spool(_unbatch((source[place] for place in range(len(source))), name), name)
     items.open(0)
-    kinds, classes = _read_labels(items) if label is not None else (Labels(), whole_of(source)[0])
+    _note_others(items.item(0), name)
+    labelled = any(items.pair(place)[1] is not None for place in (0, *look_at(len(items))))
+    kinds, classes = _read_labels(items) if labelled else (Labels(), whole_of(source)[0])
     return _name_classes(Images(items), kinds, name, "the second of each pair", classes)
+
+
+_LOOKS = 8
+
+
+def look_at(count: int) -> list[int]:
+    """Some of so many places, the first and the last among them."""
+    looks = min(_LOOKS, count)
+    return [place * (count - 1) // max(1, looks - 1) for place in range(looks)]
+
+
+def _note_others(item: object, name: str) -> None:
+    """Say what of a dict that holds an image is passed over, where that may be what it should give."""
+    if not isinstance(item, Mapping):
+        return
+    image, label, mask = (
+        next((one for one in names if one in item), None) for names in (_IMAGE_COLUMNS, _LABEL_COLUMNS, _MASK_COLUMNS)
+    )
+    if label and mask:
+        note(
+            f"{name} has {label} and {mask} beside each image: classes are those of {label}, and masks are passed "
+            f"over; leave {label} out to learn from masks"
+        )
+    elif not (label or mask) and (others := [str(one) for one in item if one != image]):
+        note(
+            f"{name} has no {', '.join(_LABEL_COLUMNS)}, and is read without classes; it has {', '.join(others)}: call "
+            "a class `label`, a mask `mask`, boxes `boxes` and `labels`"
+        )
 
 
 def has_places(source: Data) -> bool:
@@ -571,6 +601,8 @@ def _unbatch(source: Iterable[object], name: str, *, batched: bool = False) -> I
         if batched and not isinstance(item, Mapping) and not (isinstance(item, tuple | list) and len(item) == 2):
             raise DataError(f"{name} gives batches of {type(item).__name__}: expected (images [B, ...], labels [B])")
         image, label = pair_of(item, f"item {number} of {name}")
+        if not number:
+            _note_others(item, name)
         batched = batched or is_batch(image, label)  # after a batch, one of three grey images is one as well
         if not batched:
             yield image, label
@@ -728,8 +760,8 @@ def _spool(pairs: Iterable[tuple[object, object]], name: str, names: tuple[str, 
         if has_boxes(label) or is_mask(label):
             what = "boxes" if has_boxes(label) else "a mask"
             raise DataError(
-                f"{source.name(len(source))} has {what}, which {name} gives as it is passed over: give a list, or a "
-                "data set with a length whose items are had by their places"
+                f"{source.name(len(source))} has {what}, which {name} gives in batches or as it is passed over: give a "
+                "list, or a data set with a length, of single examples that are had by their places"
             )
         source.add(image)
         kinds.add(_label(label))

@@ -24,7 +24,7 @@ from secateur.data import transforms
 from secateur.data.images import Files, Images, Places, Source, is_image, naming
 from secateur.errors import DataError
 
-__all__ = ["BINARY", "IGNORED", "Masked", "Masks", "find_held_out", "find_pair", "read"]
+__all__ = ["BINARY", "IGNORED", "Masked", "Masks", "find_held_out", "find_pair", "is_binary", "read"]
 
 IGNORED = -100
 """Label of a pixel that counts nowhere."""
@@ -156,6 +156,11 @@ class Masks:
             longer[: len(own)] += own
             counts = longer
         return counts
+
+
+def is_binary(labels: Tensor) -> bool:
+    """Whether masks [N, H, W] hold 0 and 255 and no other, as `Masks.look_binary` asks of files."""
+    return labels.dim() == 3 and labels.unique().tolist() == [0, _VOID]
 
 
 @dataclass(frozen=True)

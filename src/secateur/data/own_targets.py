@@ -67,11 +67,12 @@ def read(source: image_sources.Data, name: str) -> Targeted | None:
         return None
     items, notes = _Sized(data, name), tuple[str, ...]()
     try:
-        image, target = items.pair(0)
+        image, target = _first_with_target(items)
     except DataError:
         return None  # as `image_sources.read_pairs` will say, or a loader's own code may mend
     boxed = image_sources.has_boxes(target)
     if not boxed and (image_sources.is_batch(image, target) or not image_sources.is_mask(target)):
+        _refuse_annotations(target, name)
         return None
     if isinstance(source, loading.DataLoader):
         if not _passes_on(source, items):
@@ -81,6 +82,7 @@ def read(source: image_sources.Data, name: str) -> Targeted | None:
     _check_steady(items)
     names, whole, places = image_sources.whole_of(data)
     if not boxed:
+        _check_mask(image, target, name)
         masks = ItemMasks(items)
         if masks.look_binary():
             masks, notes = ItemMasks(items, binary=True), (*notes, f"masks of {name} hold 0 and 255 alone: {BINARY}")
@@ -93,6 +95,43 @@ def read(source: image_sources.Data, name: str) -> Targeted | None:
         row.labels = [label - ids[0] for label in row.labels]
     targets, changed = boxes.clean(rows, [items.size(place) for place in range(len(items))], Path(name))
     return Targeted(Images(items), targets, classes=classes, ids=ids, notes=(*notes, *changed))
+
+
+def _first_with_target(items: Items) -> Pair:
+    """The first example, or, where that has nothing beside its image, the first that has of some of the others."""
+    image, target = items.pair(0)
+    if target is None or _has_no_boxes(target):
+        for place in image_sources.look_at(len(items)):
+            other = items.pair(place)
+            if not (other[1] is None or _has_no_boxes(other[1])):
+                return other
+    return image, target
+
+
+def _has_no_boxes(target: image_sources.Data) -> bool:
+    """Whether it is of an image without boxes, as torchvision has it of COCO: a number of the image alone."""
+    return isinstance(target, Mapping) and not target.keys() & {"boxes", "labels"}
+
+
+def _refuse_annotations(target: image_sources.Data, name: str) -> None:
+    """Raise `DataError` for COCO's own annotations of an image."""
+    if isinstance(target, list) and target and isinstance(target[0], Mapping) and "bbox" in target[0]:
+        raise DataError(
+            f"{name} gives annotations as COCO's file has them: give the folder of that file, or torchvision's "
+            'wrap_dataset_for_transforms_v2 of it, or {"boxes": [n, 4] (x1, y1, x2, y2), "labels": [n]} for each image'
+        )
+
+
+def _check_mask(image: image_sources.Data, target: image_sources.Data, name: str) -> None:
+    """Raise `DataError` for what has two dimensions and is no mask of this image."""
+    picture = image_sources.picture_of(image, name)
+    own = tuple(picture.shape[-2:]) if isinstance(picture, Tensor) else picture.size[::-1]
+    given = target.size[::-1] if isinstance(target, Image.Image) else tuple(target.shape[-2:])
+    if given != own:
+        raise DataError(
+            f"{name} has {given[0]} x {given[1]} numbers beside an image of {own[0]} x {own[1]} pixels: a mask is as "
+            'large as its image, boxes are {"boxes": [n, 4] (x1, y1, x2, y2), "labels": [n]}, and a class is one number'
+        )
 
 
 def _read_rest(whole: image_sources.Data, places: Sequence[int], name: str) -> Iterator[Annotation]:
@@ -127,7 +166,8 @@ def _passes_on(loader: loading.DataLoader[image_sources.Data], items: Items) -> 
     images, targets = image_sources.pair_of(made, f"a batch of the loader of {items.title}")
     with contextlib.suppress(DataError, TypeError, ValueError):
         pairs = [(images, targets)] if alone else list(zip(images, targets, strict=True))
-        if not any(image_sources.has_boxes(target) or image_sources.is_mask(target) for _, target in pairs):
+        forms = (image_sources.has_boxes, image_sources.is_mask, _has_no_boxes)
+        if not any(form(target) for form in forms for _, target in pairs):
             return False
         own = [items.pair(place) for place in range(count)]
         if all(_are_equal(*both) for both in zip(pairs, own, strict=True)):
@@ -174,13 +214,9 @@ def _numbers(given: image_sources.Data) -> NDArray[np.generic]:
     return found.astype(np.float64) if found.dtype.kind in "biuf" else found
 
 
-_LOOKS = 8
-"""Examples that are asked for twice, for one that is another each time."""
-
-
 def _check_steady(items: Items) -> None:
     """Raise `DataError` for a data set that draws by a generator of its own: boxes and masks would not fit images."""
-    for place in range(min(_LOOKS, len(items))):
+    for place in image_sources.look_at(len(items)):
         if not _are_equal(items.pair(place), items.pair(place)):
             raise DataError(
                 f"{items.name(place)} is another each time it is asked for, by a random generator of the data set's "
@@ -229,8 +265,10 @@ class _Sized(Items):
 def _read_boxes(items: Items, place: int) -> Annotation:
     """The boxes of an example, with its labels as they are."""
     target, where = items.pair(place)[1], items.name(place)
+    if _has_no_boxes(target):
+        return Annotation(Path(f"item {place}"), said_in=Path(items.title))
     if not image_sources.has_boxes(target):
-        raise DataError(f'{where} has no boxes, as the first has: give {{"boxes": [n, 4], "labels": [n]}}')
+        raise DataError(f'{where} has no boxes, as others have: give {{"boxes": [n, 4], "labels": [n]}}')
     given = target["boxes"]
     if type(given).__name__ == "BoundingBoxes":  # of torchvision, which is there then
         from torchvision.transforms.v2.functional import convert_bounding_box_format
@@ -301,7 +339,7 @@ class ItemMasks(Masks):
     def _decode(self, place: int) -> tuple[Tensor, int]:
         target, where = self.files.target(place), self.files.name(place)
         if not image_sources.is_mask(target):
-            raise DataError(f"{where} has no mask, as the first has: give numbers of classes [H, W]")
+            raise DataError(f"{where} has no mask, as others have: give numbers of classes [H, W]")
         given = np.array(target) if isinstance(target, Image.Image) else target
         values = torch.as_tensor(given).as_subclass(Tensor).detach().cpu()
         values = values[0] if values.dim() == 3 and len(values) == 1 else values

@@ -387,7 +387,8 @@ def _wider_inputs(flat: _Flat, outputs: Sequence[Tensor]) -> list[list[Tensor]]:
 def _of_other_length(flat: _Flat, tensors: list[Tensor]) -> list[Tensor] | None:
     """The inputs with tokens of another length, where the module takes that: longer, or shorter as near its limit.
 
-    All at once, or else those of one length alone, as tokens and their mask beside columns of categories.
+    All at once, or else those of one length alone, as tokens and their mask beside columns of categories. Without
+    tokens, sounds and other series [B, T], [B, T, F] or [B, C, T] in place of them.
     """
     lengths = sorted({one.shape[1] for one in tensors if _is_tokens(one)})
     for chosen in [lengths, *([length] for length in lengths if len(lengths) > 1)]:
@@ -395,7 +396,18 @@ def _of_other_length(flat: _Flat, tensors: list[Tensor]) -> list[Tensor] | None:
             other = [change(one) if _is_tokens(one) and one.shape[1] in chosen else one for one in tensors]
             if chosen and all(one.shape[1] for one in other if _is_tokens(one)) and _takes(flat, other):
                 return other
+    for dim in () if lengths else (2, 1):
+        series = [one.is_floating_point() and dim < one.dim() <= 3 for one in tensors]
+        other = [_stretch(one, dim) if is_long else one for one, is_long in zip(tensors, series, strict=True)]
+        if any(series) and _takes(flat, other):
+            return other
     return None
+
+
+def _stretch(series: Tensor, dim: int) -> Tensor:
+    """A sound, or another series, with a quarter of it, or more, once more."""
+    more = max(_LONGER, series.shape[dim] // 4)
+    return torch.cat([series, *[series.narrow(dim, 0, 1)] * more], dim)
 
 
 def _is_image(tensor: Tensor) -> bool:
@@ -472,7 +484,9 @@ def _name_axes(model: object) -> None:
 
     names: dict[str, str] = {}
     for value in graph.inputs:
-        usual = {2: {1: "sequence"}, 4: {2: "height", 3: "width"}}.get(len(value.shape), {}) | {0: "batch"}
+        usual = {2: {1: "sequence"}, 3: {1: "length", 2: "length"}, 4: {2: "height", 3: "width"}}.get(
+            len(value.shape), {}
+        ) | {0: "batch"}
         for dim, size in enumerate(value.shape):
             old = getattr(size, "value", None)
             if not isinstance(old, str) or dim not in usual or old in names:

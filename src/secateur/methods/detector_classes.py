@@ -49,7 +49,8 @@ def match_classes(data: Examples, model: nn.Module) -> Examples:
     - Where the detector's classes have names (see `detectors.classes_of`) and the data's have, by name. Case, spaces,
       underscores and hyphens do not count, and Pascal VOC's names stand for COCO's.
     - Else, where the detector has as many classes as the data, in the order of the data's ids.
-    - Else, where the largest id of the data is the detector's largest number, by these ids as they are.
+    - Else, where the largest id of the data is the detector's largest number, or classes that have no names have ids
+      which are all numbers of the detector's, by these ids as they are.
     - Else in the order of the ids.
 
     Matching a second time changes nothing. Raises `DataError` for a class with boxes that the detector does not know,
@@ -64,18 +65,21 @@ def match_classes(data: Examples, model: nn.Module) -> Examples:
     top = max(data.ids, default=-1) - known.first
     if not data.ids or not known.count or len(data.classes) == known.count:
         return data
-    if top == known.count - 1 and min(data.ids) >= known.first:
+    nameless = not any(data.classes)  # as labels are of a data set of Python's, which are what its detector learned
+    if min(data.ids) >= known.first and (top < known.count if nameless else top == known.count - 1):
         numbers = [one - known.first for one in data.ids]
-        names = [""] * known.count
+        names = [known.names.get(label, "") if nameless else "" for label in range(known.count)]
         for label, name in zip(numbers, data.classes, strict=True):
-            names[label] = name
-        return _renumber(data, numbers, known, names, "by their ids, of which the largest is the detector's")
+            names[label] = name or names[label]
+        how = "which are its labels" if nameless else "of which the largest is the detector's"
+        return _renumber(data, numbers, known, names, f"by their ids, {how}")
     if len(data.classes) > known.count:
         return data  # refused where labels are checked, and only if such classes have boxes
-    pairs = ", ".join(f"{name} (id {one})" for one, name in list(zip(data.ids, data.classes, strict=True))[:_SHOWN])
+    listed = list(zip(data.ids, data.classes, strict=True))[:_SHOWN]
+    pairs = ", ".join(f"{name} (id {one})" if name else f"id {one}" for one, name in listed)
     note = (
-        f"the detector has {known.count} classes without names, {data.name} {len(data.classes)}: they are numbered in "
-        f"the order of their ids: {pairs}{', ...' if len(data.ids) > _SHOWN else ''}"
+        f"the detector has {known.count} classes, {data.name} {len(data.classes)}, and not both have names: they are "
+        f"numbered in the order of their ids: {pairs}{', ...' if len(data.ids) > _SHOWN else ''}"
     )
     return data if note in data.notes else replace(data, notes=(*data.notes, note))
 
@@ -111,12 +115,13 @@ def _plain(name: str) -> str:
 
 def _renumber(data: Examples, numbers: Sequence[int], known: Classes, names: Sequence[str], how: str) -> Examples:
     """`data` with label i as `numbers[i]`, and classes called `names`."""
-    pairs = [(name, number + known.first) for name, number in zip(data.classes, numbers, strict=True) if number >= 0]
+    found = zip(data.classes, numbers, strict=True)
+    pairs = [f"{name} {number + known.first}".strip() for name, number in found if number >= 0]
     if all(number in (-1, label) for label, number in enumerate(numbers)):
-        return replace(data, ids=())
+        return replace(data, ids=(), classes=data.classes if any(data.classes) or not any(names) else tuple(names))
     table = torch.tensor(numbers, dtype=torch.long)
     targets = boxes.renumber(data.targets, table)
-    shown = ", ".join(f"{name} {number}" for name, number in pairs[:_SHOWN])
+    shown = ", ".join(pairs[:_SHOWN])
     more = f" and {len(pairs) - _SHOWN} more" if len(pairs) > _SHOWN else ""
     note = f"classes of {data.name} have the detector's own numbers, {how}: {shown}{more}"
     return replace(data, targets=targets, classes=tuple(names), ids=(), notes=(*data.notes, note))

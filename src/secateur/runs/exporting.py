@@ -169,8 +169,8 @@ def write(
 
 
 def _write_network(subject: Traced, folder: Path) -> tuple[str, ...]:
-    """As ONNX in float32, as example inputs are given; what reads tokens with its config and tokenizer."""
-    if not (pretrained.is_model(subject.model) and pretrained.takes_tokens(subject.model)):
+    """As ONNX in float32, as example inputs are given; a model of transformers with its config and processors."""
+    if not pretrained.is_model(subject.model):
         return onnx_files.write_module(subject.model.float(), *subject.inputs.fresh(), folder / "model.onnx")
     notes = forms.network_to_onnx(subject, folder)
     home = pretrained.find_home(subject)

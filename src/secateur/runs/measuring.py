@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from secateur._utils import distributed
 from secateur._utils.allocator import keep_memory
-from secateur._utils.modes import evaluating
+from secateur._utils.modes import evaluating, keep_modes
 from secateur._utils.noting import list_notes
 from secateur._utils.rundir import say_what_takes_long
 from secateur.data.examples import Examples
@@ -452,6 +452,7 @@ class Figures(dict[str, Row]):
         return html_table("Measured", ("Measure", *self), self.rows()) + notes
 
 
+@keep_modes
 def measure(
     model: Source,
     against: Source | Sequence[Source] | None = None,

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from secateur._utils.modes import find_place
+from secateur.errors import InputError
 from secateur.measure import memory
 from secateur.recover.training import sharpness
 from secateur.recover.training.recomputing import recomputing
@@ -54,12 +56,14 @@ of weights are copied on the way, too, on ResNets of 11 to 24 million and Mobile
 def available(device: str | torch.device = "cpu") -> float:
     """Bytes that the device has: of a card all its memory, else the machine's, or this container's limit.
 
-    NaN for a card that is not here.
+    NaN for a device that is not here.
     """
-    if torch.device(device).type == "cuda":
-        if not torch.cuda.is_available():
-            return math.nan
-        return float(torch.cuda.get_device_properties(torch.device(device)).total_memory)
+    try:
+        place = find_place(str(device))
+    except InputError:
+        return math.nan
+    if place.type == "cuda":
+        return float(torch.cuda.get_device_properties(place).total_memory)
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.is_file() and os.access(limit, os.R_OK) else "max"
     whole = float(psutil.virtual_memory().total)

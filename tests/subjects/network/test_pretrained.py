@@ -384,13 +384,13 @@ def test_experts_are_told_by_the_config_of_a_folder_or_a_hub_id_without_network(
     assert not pretrained.has_experts(tmp_path)
 
 
-def test_why_recipes_do_not_take_a_model_is_said(tmp_path: Path) -> None:
+def test_whether_recipes_take_a_model_as_a_whole(tmp_path: Path) -> None:
     sizes = {"vocab_size": 64, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1}
     heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 4}
     BartConfig(**sizes, **heads, architectures=["BartForConditionalGeneration"]).save_pretrained(tmp_path / "bart")
-    assert "has 2 heads of 16 numbers each and its decoder 4 of 8" in pretrained.find_misfit(str(tmp_path / "bart"))
+    assert not pretrained.is_taken(str(tmp_path / "bart")), "2 heads of 16 numbers each, and 4 of 8 in its decoder"
     tiny.folder("llama", tmp_path / "llama")
-    assert pretrained.find_misfit(str(tmp_path / "llama")) == ""
+    assert pretrained.is_taken(str(tmp_path / "llama"))
 
 
 def test_a_classifier_that_asks_for_the_end_of_a_text_gets_one() -> None:

@@ -23,6 +23,10 @@ from transformers import (
     StableLmForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
 )
 
 from secateur._utils import rundir
@@ -396,3 +400,19 @@ def test_an_export_that_takes_long_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rundir, "_LATE", 0.0)
     to_onnx(make("gpt2"), tmp_path / "onnx")
     assert "export to ONNX: under way" in capsys.readouterr().err
+
+
+def test_onnx_of_what_reads_no_tokens_has_its_config_and_says_that_it_does_not_generate(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    seen = ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4, id2label={0: "cat", 1: "dog"}))
+    assert network_to_onnx(opening.open_network(seen.eval()), tmp_path / "seen")[1:] == ()
+    assert json.loads((tmp_path / "seen" / "config.json").read_text())["id2label"] == {"0": "cat", "1": "dog"}
+    layers = {f"{side}_{name}": size for side in ("encoder", "decoder")
+              for name, size in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 24))}  # fmt: skip
+    heard = WhisperForConditionalGeneration(
+        WhisperConfig(vocab_size=64, d_model=16, num_mel_bins=8, max_source_positions=10, **layers, pad_token_id=0,
+                      bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+    )  # fmt: skip
+    notes = network_to_onnx(opening.open_network(heard.eval()), tmp_path / "heard")
+    assert any("does not generate" in note for note in notes)
+    assert (tmp_path / "heard" / "generation_config.json").exists()

@@ -176,7 +176,9 @@ def test_what_recipes_do_not_cut_in_a_class_is_mapped_and_adapters_are_translate
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_adapters_are_translated_for_a_result_whose_tensors_have_sizes_of_their_own(dora: bool, tmp_path: Path) -> None:
+def test_adapters_are_translated_for_a_result_whose_tensors_have_sizes_of_their_own(
+    dora: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cut once, and then again, in no whole units either time."""
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(_BEYOND["ranks"][0]).save_pretrained(tmp_path / "base")
@@ -192,6 +194,9 @@ def test_adapters_are_translated_for_a_result_whose_tensors_have_sizes_of_their_
             assert "shapes" in json.loads((tmp_path / out / "config.json").read_text())["secateur"]
             assert not pretrained.explain_lack(cut, str(tmp_path / source))
             assert pretrained.closes_recipes(cut, str(tmp_path / source)) == (turn == 0), "the first cut closes them"
+            with monkeypatch.context() as patch:
+                patch.setattr(pretrained, "is_taken", lambda _: False)
+                assert not pretrained.closes_recipes(cut, str(tmp_path / source)), "what was never open is not closed"
         place, notes = secateur.translate_adapter(tmp_path / "adapter", tmp_path / small, tmp_path / f"fit{turn}")
         assert notes == ()
         fit = peft.PeftModel.from_pretrained(load(tmp_path / small), str(place)).merge_and_unload().eval()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from secateur._utils import devices, distributed
+from secateur._utils.modes import keep_modes
 from secateur._utils.noting import keep_notes, keep_notes_in, list_notes
 from secateur._utils.rundir import Run
 from secateur.measure.environment import describe as describe_machine
@@ -46,6 +47,7 @@ __all__ = ["configured", "distill"]
 
 
 @keep_notes()
+@keep_modes
 def distill(
     student: Model,
     teachers: Model | Sequence[Model],

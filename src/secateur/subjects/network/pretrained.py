@@ -35,11 +35,11 @@ __all__ = [
     "explain_lack",
     "find_gguf",
     "find_home",
-    "find_misfit",
     "has_experts",
     "is_model",
     "is_pretrained",
     "is_rebuilt",
+    "is_taken",
     "make_inputs",
     "open_pretrained",
     "reads_texts",
@@ -318,20 +318,20 @@ def explain_lack(subject: Traced, original: str) -> str:
 
     if traced_cuts.has_map(subject, original) or not (describes(subject.model) or is_rebuilt(subject, original)):
         return ""
-    return (
-        find_misfit(original) or "it was cut in no whole units before, or a tensor of its class has a size of its own"
-    )
+    if not is_taken(original):
+        return "maps are made of models that recipes on language models take as a whole, and the original is none"
+    return "it was cut in no whole units before, or a tensor of its class has a size of its own"
 
 
-def find_misfit(original: str) -> str:
-    """Why recipes on language models don't take the model at `original`, in their words; "" where they do."""
+def is_taken(original: str) -> bool:
+    """Whether recipes on language models take the model at `original` as a whole."""
     from secateur.subjects.transformer import loading  # which loads transformers
 
     try:
         loading.open_outline(original)
-    except SecateurError as error:
-        return str(error)
-    return ""
+    except SecateurError:
+        return False
+    return True
 
 
 def closes_recipes(subject: Traced, original: str) -> bool:
@@ -340,7 +340,7 @@ def closes_recipes(subject: Traced, original: str) -> bool:
 
     if traced_cuts.rebuild(subject, original) is not None or reshaped.build(subject) is None:
         return False
-    return not find_misfit(original)
+    return is_taken(original)
 
 
 def copy_beside(home: Path, folder: Path, *, tokenizer: bool = True) -> None:

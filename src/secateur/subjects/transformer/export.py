@@ -74,7 +74,7 @@ def to_onnx(subject: Transformer, folder: str | Path) -> tuple[str, ...]:
 
 
 def network_to_onnx(network: Traced, folder: Path) -> tuple[str, ...]:
-    """Write a network of transformers that reads tokens as `model.onnx` in `folder`, and its config; returns notes.
+    """Write a network of transformers as `model.onnx` in `folder`, and its config; returns notes.
 
     What reads tokens alone becomes what `to_onnx` writes of a subject, with a cache where it generates and keeps keys
     and values. Any other, such as an encoder-decoder, is one pass from all its inputs to all its outputs, with the mask
@@ -106,11 +106,13 @@ def _write_network(model: PreTrainedModel, inputs: Example, path: Path) -> tuple
     """As a language model or an encoder, or else with whatever goes in and comes out."""
     args, kwargs = inputs.fresh()
     tensors = {name: one for name, one in kwargs.items() if isinstance(one, Tensor)}
+    lines = (_WITHOUT_CACHE,) if model.can_generate() else ()
+    if not pretrained.takes_tokens(model):
+        return (*onnx_files.write_module(model, args, kwargs, path), *lines)
     if not args and [*tensors] == [model.main_input_name]:
         notes = _write_texts(model, path)
         if notes is not None:
             return notes
-    lines = (_WITHOUT_CACHE,) if model.can_generate() else ()
     if model.main_input_name in tensors and _MASK in inspect.signature(model.forward).parameters.keys() - kwargs.keys():
         mask = torch.ones_like(tensors[model.main_input_name])
         mask[-1, mask.shape[1] * 2 // 3 :] = 0  # a mask of ones would be folded away

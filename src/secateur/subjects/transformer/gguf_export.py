@@ -7,6 +7,7 @@ its loaders and graphs, src/models of github.com/ggml-org/llama.cpp.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import tempfile
@@ -381,7 +382,13 @@ def _write_tokenizer(writer: GGUFWriter, subject: Transformer) -> tuple[str, ...
         writer.add_tokenizer_pre(splitting or "default")
         writer.add_token_list(tokens)
         writer.add_token_types(types)
-        gguf.SpecialVocab(folder, load_merges=not pieces, n_vocab=size).add_to_gguf(writer, quiet=True)
+        logger = logging.getLogger("gguf")
+        level = logger.level
+        logger.setLevel(logging.ERROR)  # it warns of tokens that llama.cpp has no use for, such as BERT's [CLS]
+        try:
+            gguf.SpecialVocab(folder, load_merges=not pieces, n_vocab=size).add_to_gguf(writer, quiet=True)
+        finally:
+            logger.setLevel(level)
     return tuple(notes)
 
 
