@@ -16,8 +16,8 @@ __all__ = [
     "check_device", "evaluating", "find_place", "forget_passes", "keep_modes", "move_to_device", "restore_modes",
 ]  # fmt: skip
 
-P = ParamSpec("P")
-R = TypeVar("R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @contextmanager
@@ -32,11 +32,11 @@ def restore_modes(*models: nn.Module) -> Iterator[None]:
                 module.training = mode
 
 
-def keep_modes(function: Callable[P, R]) -> Callable[P, R]:
+def keep_modes(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """Give the networks among what `function` is called with back in the modes that they came in."""
 
     @wraps(function)
-    def call(*given: P.args, **named: P.kwargs) -> R:
+    def call(*given: _P.args, **named: _P.kwargs) -> _R:
         with restore_modes(*_networks([*given, *named.values()])):
             return function(*given, **named)
 
