@@ -31,6 +31,15 @@ WIDE = {
     "formats/test_onnx_files.py::test_the_file_runs_alone_and_equals_pytorch": {
         "fused attention", "grouped", "spectrum",
     },
+    # What sees stays, and what says that it does not generate, too.
+    (
+        "subjects/transformer/test_export.py::"
+        "test_onnx_of_what_reads_no_tokens_has_its_config_and_says_whether_it_generates"
+    ): {
+        "heard",
+    },
+    # Sounds and channels; series of steps go through the same line.
+    "formats/test_onnx_files.py::test_series_of_any_length_where_the_network_takes_them": {"channels-sizes1-longer1"},
     # Of any size, too, where heights and widths are named.
     "formats/test_onnx_files.py::test_images_of_any_size_where_the_network_takes_them": {"Segmenter-True-given0"},
     "formats/test_qdq.py::test_onnx_says_where_it_rounds_and_holds_integers": {"4"},

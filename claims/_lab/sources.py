@@ -12,7 +12,7 @@ import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from claims import ROOT
 
@@ -50,7 +50,7 @@ def of_functions(module: str, names: Iterable[str]) -> str:
     modules = {path.relative_to(ROOT).as_posix(): name for name, path in files(module).items()}
     places = {*modules, *(name.partition(":")[0] for name in asked)}
     known = {file: _definitions(ROOT / file) for file in places if (ROOT / file).is_file()}
-    found = {name: known.get(name.partition(":")[0], _NOTHING)[0].get(name.partition(":")[2], _GONE) for name in asked}
+    found = {name: _function(known.get(name.partition(":")[0], _NOTHING), name.partition(":")[2]) for name in asked}
     waiting = [(name.partition(":")[0], part) for name in asked for part in name.partition(":")[2].split(".")[:-1]]
     waiting += [(name.partition(":")[0], word) for name, code in found.items() for word in code.uses]
     waiting += [(name.partition(":")[0], "") for name in found]
@@ -64,8 +64,8 @@ def of_functions(module: str, names: Iterable[str]) -> str:
         for file in (user,) if private else {user, *_reached(modules[user])}:
             name, (_, kept) = f"{file}:{word}", known.get(file, _NOTHING)
             if word in kept and name not in found and (file == user or file in modules):
-                found[name] = kept[word]
-                waiting += [(file, ""), *((file, each) for each in kept[word].uses)]
+                found[name] = kept[word].code
+                waiting += [(file, ""), *((file, each) for each in found[name].uses)]
     uses: dict[str, set[str]] = {}
     for name, code in found.items():
         uses.setdefault(name.partition(":")[0], set()).update(code.uses)
@@ -181,50 +181,60 @@ class _Code(NamedTuple):
 
 
 _GONE = _Code("", frozenset())
-_NOTHING: tuple[dict[str, _Code], dict[str, _Code]] = ({}, {})
+
+
+class _Nodes(list[ast.AST]):
+    """What stands under one name, in its order, such as a property and its setter, or overloads."""
+
+    @functools.cached_property
+    def code(self) -> _Code:
+        """What they say: asked of few of all that a file has."""
+        inside = [part for node in self for part in ast.walk(node)]
+        uses = {part.id for part in inside if isinstance(part, ast.Name)}
+        uses |= {part.attr for part in inside if isinstance(part, ast.Attribute)}
+        uses |= {part.name for part in inside if isinstance(part, ast.alias)}
+        return _Code("".join(map(ast.dump, self)), frozenset(uses))
+
+
+_Definitions: TypeAlias = tuple[dict[str, _Nodes], dict[str, _Nodes]]
+_NOTHING: _Definitions = ({}, {})
+
+
+def _function(known: _Definitions, name: str) -> _Code:
+    return known[0][name].code if name in known[0] else _GONE
 
 
 @functools.cache
-def _definitions(path: Path) -> tuple[dict[str, _Code], dict[str, _Code]]:
+def _definitions(path: Path) -> _Definitions:
     """(functions and methods, constants and classes without their methods) of a file, by name.
 
     Under "" what else runs when it is imported.
     """
-    functions: dict[str, _Code] = {}
-    constants: dict[str, _Code] = {}
+    functions: dict[str, _Nodes] = {}
+    constants: dict[str, _Nodes] = {}
 
     def visit(body: Sequence[ast.stmt], inside: str) -> None:
         for node in body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                functions[inside + node.name] = _code(functions.get(inside + node.name), node)
+                functions.setdefault(inside + node.name, _Nodes()).append(node)
             elif isinstance(node, ast.ClassDef):
                 rest = [part for part in node.body if not isinstance(part, _BLOCKS)]
-                constants[node.name] = _code(None, *node.bases, *node.keywords, *node.decorator_list, *rest)
+                constants[node.name] = _Nodes([*node.bases, *node.keywords, *node.decorator_list, *rest])
                 visit(node.body, f"{inside}{node.name}.")
             elif isinstance(node, ast.Assign | ast.AnnAssign) and not inside:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                 for name in {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}:
-                    constants[name] = _code(constants.get(name), node)
+                    constants.setdefault(name, _Nodes()).append(node)
             elif not (
                 inside or isinstance(node, ast.Import | ast.ImportFrom) or _is_words(node) or _is_for_types(node)
             ):
-                constants[""] = _code(constants.get(""), node)
+                constants.setdefault("", _Nodes()).append(node)
 
     visit(_without_words(ast.parse(path.read_text("utf-8"))).body, "")
     return functions, constants
 
 
 _BLOCKS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-
-
-def _code(before: _Code | None, *nodes: ast.AST) -> _Code:
-    """Of `nodes`, behind what stands under the same name `before` (a property and its setter, overloads)."""
-    inside = [part for node in nodes for part in ast.walk(node)]
-    uses = {part.id for part in inside if isinstance(part, ast.Name)}
-    uses |= {part.attr for part in inside if isinstance(part, ast.Attribute)}
-    uses |= {part.name for part in inside if isinstance(part, ast.alias)}
-    text, known = before or _GONE
-    return _Code(text + "".join(map(ast.dump, nodes)), known | uses)
 
 
 def _without_words(tree: ast.Module) -> ast.Module:

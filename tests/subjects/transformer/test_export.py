@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -396,23 +397,28 @@ def test_onnx_of_a_decoder_whose_places_are_counted_or_whose_cache_is_not_free(t
 
 
 def test_an_export_that_takes_long_is_said(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("onnxruntime")
     monkeypatch.setattr(rundir, "_LATE", 0.0)
-    to_onnx(make("gpt2"), tmp_path / "onnx")
+    monkeypatch.setattr(export, "_write_either", lambda *_: time.sleep(0.2) or ("done",))
+    assert to_onnx(make("gpt2"), tmp_path / "onnx") == ("done",)
     assert "export to ONNX: under way" in capsys.readouterr().err
 
 
-def test_onnx_of_what_reads_no_tokens_has_its_config_and_says_that_it_does_not_generate(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["seen", "heard"])
+def test_onnx_of_what_reads_no_tokens_has_its_config_and_says_whether_it_generates(tmp_path: Path, kind: str) -> None:
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    seen = ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4, id2label={0: "cat", 1: "dog"}))
-    assert network_to_onnx(opening.open_network(seen.eval()), tmp_path / "seen")[1:] == ()
-    assert json.loads((tmp_path / "seen" / "config.json").read_text())["id2label"] == {"0": "cat", "1": "dog"}
     layers = {f"{side}_{name}": size for side in ("encoder", "decoder")
               for name, size in (("layers", 1), ("attention_heads", 2), ("ffn_dim", 24))}  # fmt: skip
-    heard = WhisperForConditionalGeneration(
-        WhisperConfig(vocab_size=64, d_model=16, num_mel_bins=8, max_source_positions=10, **layers, pad_token_id=0,
-                      bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
-    )  # fmt: skip
-    notes = network_to_onnx(opening.open_network(heard.eval()), tmp_path / "heard")
-    assert any("does not generate" in note for note in notes)
-    assert (tmp_path / "heard" / "generation_config.json").exists()
+    model = {
+        "seen": lambda: ViTForImageClassification(
+            ViTConfig(**sizes, image_size=8, patch_size=4, id2label={0: "cat", 1: "dog"})
+        ),
+        "heard": lambda: WhisperForConditionalGeneration(
+            WhisperConfig(vocab_size=64, d_model=16, num_mel_bins=8, max_source_positions=10, **layers, pad_token_id=0,
+                          bos_token_id=1, eos_token_id=2, decoder_start_token_id=1)
+        ),
+    }[kind]().eval()  # fmt: skip
+    notes = network_to_onnx(opening.open_network(model), tmp_path)
+    assert any("does not generate" in note for note in notes) == (kind == "heard")
+    assert (tmp_path / "generation_config.json").exists() == (kind == "heard")
+    labels = json.loads((tmp_path / "config.json").read_text()).get("id2label")
+    assert labels == {"0": "cat", "1": "dog"} or kind == "heard"
