@@ -47,8 +47,8 @@ def test_what_a_function_is_called_with_is_given_back_in_its_modes() -> None:
     one, two, three = frozen_inside(), frozen_inside(), frozen_inside()
     before = modes(one)
 
-    @keep_modes
-    def change(model: nn.Module, *, others: list[object]) -> str:
+    @keep_modes("model", "others")
+    def change(model: nn.Module, data: object = None, *, others: list[object]) -> str:
         """Words."""
         for each in (model, two, three):
             each.eval()
@@ -56,7 +56,12 @@ def test_what_a_function_is_called_with_is_given_back_in_its_modes() -> None:
 
     assert change(one, others=[two, (SimpleNamespace(model=three), "path", None)]) == "done"
     assert [modes(one), modes(two), modes(three)] == [before] * 3
-    assert list(inspect.signature(change).parameters) == ["model", "others"]
+    assert list(inspect.signature(change).parameters) == ["model", "data", "others"]
+    two.train()
+    assert change(one, two, others=[]) == "done"
+    assert modes(two) == [False] * len(before), "data is not looked into"
+    with pytest.raises(TypeError, match="others"):
+        change(one)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,15 @@ def test_a_closed_pipe_is_no_error():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, "1 is for a target that is missed"
 
 
+@pytest.mark.parametrize("how", [143, "no data here"])
+def test_who_exits_within_a_command_is_not_taken_for_a_closed_pipe(monkeypatch, how):
+    """A training that was told to stop, or a user's own function."""
+    monkeypatch.setattr(cli.typer.main, "get_command", lambda _: lambda **__: sys.exit(how))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["list"])
+    assert stop.value.code == how
+
+
 def test_debug_shows_where_an_error_came_from(tmp_path):
     done = forked(tmp_path, "inspect", "./nowhere", "--debug")
     assert done.code == 2

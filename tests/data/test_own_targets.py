@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -424,7 +425,7 @@ def test_an_image_that_torchvision_gives_no_annotations_has_no_boxes(empty: int)
 def test_annotations_as_a_file_of_coco_has_them_say_what_to_give() -> None:
     rows = [{"bbox": [1, 2, 3, 4], "category_id": 3}]
     with pytest.raises(DataError, match="annotations as COCO's file has them: give the folder of that file, or"):
-        examples.read([(image, rows) for image in IMAGES])
+        examples.read([(image, rows if place else []) for place, image in enumerate(IMAGES)])
 
 
 @pytest.mark.parametrize("target", [torch.rand(2, 4), torch.eye(4)[:1], Image.new("L", (3, 3))])
@@ -439,13 +440,19 @@ def test_targets_are_found_though_the_first_example_has_none() -> None:
         examples.with_transform(examples.read([(IMAGES[0], None), (IMAGES[1], mask)]), "none").batch([0, 1])
     with pytest.raises(DataError, match="item 0 of the data has no boxes, as others have"):
         examples.read([(IMAGES[0], None), Boxes()[1]])
+    empty = [(image, {"image_id": 0}) for image in IMAGES[:9]]
+    for source in ([*empty, Boxes()[1]], loading.DataLoader([*empty, Boxes()[1]], batch_size=2, collate_fn=pair_up)):
+        assert [len(target["boxes"]) for target in examples.read(source).targets] == [0] * 9 + [1]
 
 
-def test_masks_of_0_and_255_are_binary_in_arrays_too() -> None:
+def test_masks_of_0_and_255_are_binary_in_arrays_too(tmp_path: Path) -> None:
     masks = (IMAGES[:, 0] > 0.5).long()
-    for source in ((IMAGES, 255 * masks), loading.TensorDataset(IMAGES, 255 * masks)):
+    np.savez(tmp_path / "the data", inputs=IMAGES.numpy(), labels=255 * masks.numpy())
+    for source in ((IMAGES, 255 * masks), loading.TensorDataset(IMAGES, 255 * masks), tmp_path / "the data.npz"):
         found = examples.read(source)
-        assert found.notes == ("masks of the data hold 0 and 255 alone: 255 is read as class 1",)
+        (note,) = found.notes
+        assert note.startswith("masks of the data")
+        assert note.endswith("hold 0 and 255 alone: 255 is read as class 1")
         found = found if isinstance(found.inputs, Tensor) else examples.with_transform(found, "none")
         assert torch.equal(found.batch()["labels"], masks)
     both = 255 * masks

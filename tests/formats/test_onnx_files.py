@@ -358,6 +358,25 @@ def test_series_of_any_length_where_the_network_takes_them(
         torch.testing.assert_close(torch.from_numpy(given), model(x), atol=1e-4, rtol=1e-4)
 
 
+class Beside(nn.Module):
+    """Two series of lengths of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv1d(4, 3, 5), nn.Conv1d(2, 3, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.first(x).mean(2) + self.second(y).mean(2)
+
+
+def test_lengths_of_several_series_are_numbered(tmp_path: Path) -> None:
+    onnx_files.write_module(
+        Beside().eval(), (torch.randn(2, 4, 30), torch.randn(2, 2, 50)), {}, tmp_path / "model.onnx"
+    )
+    inputs = onnx_files.open_session(tmp_path / "model.onnx").get_inputs()
+    assert [one.shape for one in inputs] == [["batch", 4, "length"], ["batch", 2, "length_1"]]
+
+
 def test_features_have_the_width_that_a_network_takes(tmp_path: Path) -> None:
     assert onnx_files.write_module(nn.Linear(6, 3).eval(), (torch.randn(2, 6),), {}, tmp_path / "model.onnx") == ()
     (given,) = onnx_files.open_session(tmp_path / "model.onnx").get_inputs()

@@ -1282,3 +1282,12 @@ def test_a_teacher_that_is_offloaded_teaches_what_it_teaches_in_memory(how, tmp_
     assert all(torch.equal(found[key], tensor) for key, tensor in expected.items())
     assert rows[0].baselines == rows[1].baselines
     assert all(parameter.is_meta for parameter in away.model.parameters())
+
+
+def test_student_and_teachers_are_given_back_in_the_modes_that_they_came_in(tmp_path):
+    nets = [nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).train() for _ in range(3)]
+    nets[1][0].eval()
+    before = [[module.training for module in net.modules()] for net in nets]
+    data = (torch.randn(40, 6), torch.arange(40) % 3)
+    secateur.distill(nets[0], nets[1:], data, tmp_path / "out", steps=1, batch=8)
+    assert [[module.training for module in net.modules()] for net in nets] == before

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from inspect import signature
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -32,23 +33,30 @@ def restore_modes(*models: nn.Module) -> Iterator[None]:
                 module.training = mode
 
 
-def keep_modes(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Give the networks among what `function` is called with back in the modes that they came in."""
+def keep_modes(*names: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Let a function give networks, its arguments of these names, back in the modes that they came in."""
 
-    @wraps(function)
-    def call(*given: _P.args, **named: _P.kwargs) -> _R:
-        with restore_modes(*_networks([*given, *named.values()])):
-            return function(*given, **named)
+    def keep(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        known = signature(function)
 
-    return call
+        @wraps(function)
+        def call(*given: _P.args, **named: _P.kwargs) -> _R:
+            try:
+                bound = known.bind_partial(*given, **named).arguments
+            except TypeError:  # as `function` will say itself
+                return function(*given, **named)
+            with restore_modes(*_networks([bound.get(name) for name in names])):
+                return function(*given, **named)
+
+        return call
+
+    return keep
 
 
 def _networks(given: object) -> Iterator[nn.Module]:
-    """The modules in lists, tuples and values of mappings, and those of subjects."""
+    """The modules in lists and tuples, and those of subjects."""
     if isinstance(given, nn.Module):
         yield given
-    elif isinstance(given, Mapping):
-        yield from _networks(list(given.values()))
     elif isinstance(given, list | tuple):
         for one in given:
             yield from _networks(one)

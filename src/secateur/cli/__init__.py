@@ -8,6 +8,7 @@ or stopped by an error that says what to do; 130, Ctrl-C.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import signal
@@ -88,8 +89,13 @@ def _run(words: Sequence[str], output: _Output, debug: bool) -> int:
         return int(stop.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _stop(_INTERRUPTED, 130, debug)
-    except (BrokenPipeError, SystemExit):  # the reader of our output has left, as `head` does: click exits then
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
         output.drop()
+        return 0
+    except SystemExit as stop:
+        if getattr(stop.__context__, "errno", None) != errno.EPIPE:  # of a training that was told to stop, say
+            raise
+        output.drop()  # click found it first
         return 0
     except Exception as error:
         if interrupts:

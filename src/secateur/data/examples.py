@@ -446,9 +446,7 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
     labels.unnamed(f"{name} has no array of classes to be named", label=label)
     if isinstance(found, tuple) and len(found) == 2:
         inputs, kinds = found
-        whole, notes = _whole(kinds, name), tuple[str, ...]()
-        if whole is not None and masks_of.is_binary(whole):
-            whole, notes = whole.clamp(max=1), (f"masks of {name} hold 0 and 255 alone: {masks_of.BINARY}",)
+        whole, notes = _classes(kinds, name)
         return Examples(_number(_shares(inputs), name), whole, name=name, notes=notes)
     if source and not (isinstance(found, Iterable) or hasattr(found, "__getitem__")):
         raise DataError(
@@ -569,6 +567,16 @@ def _whole(values: Any, name: str, **how: str) -> Tensor:
     return torch.from_numpy(labels.whole(values, name, **how))
 
 
+def _classes(values: Any, name: str) -> tuple[Tensor | None, tuple[str, ...]]:
+    """(classes of inputs or of pixels, or None without; what is said of masks that hold 0 and 255 alone)."""
+    if values is None:
+        return None, ()
+    whole = _whole(values, name)
+    if not masks_of.is_binary(whole):
+        return whole, ()
+    return whole.clamp(max=1), (f"masks of {name} hold 0 and 255 alone: {masks_of.BINARY}",)
+
+
 def _number(values: Any, name: str) -> Tensor:
     try:
         inputs = torch.as_tensor(values)
@@ -617,7 +625,7 @@ def _arrays(path: Path, label: str) -> Examples:
     inputs = _number(_shares(found["inputs"]), path.name)
     labels.check(label, found, str(path), what="array")
     column = "labels" if label == labels.DEFAULT and "labels" in found else label
-    classes = _whole(found[column], path.name) if column in found else None
+    classes, notes = _classes(found.get(column), path.name)
     targets: tuple[Mapping[str, Tensor], ...] = ()
     if "boxes" in found:
         try:
@@ -638,7 +646,7 @@ def _arrays(path: Path, label: str) -> Examples:
     if names.ndim != 1 or names.dtype.kind != "U":
         raise DataError(f"{path} has an array `classes` that is no list of names: give strings, or leave it out")
     sizes = found.get("sizes", np.empty(0)).reshape(-1).tolist()
-    return Examples(inputs, classes, targets, tuple(names.tolist()), path.name, tuple(sizes))
+    return Examples(inputs, classes, targets, tuple(names.tolist()), path.name, tuple(sizes), notes=notes)
 
 
 def _folder(path: Path) -> Examples:

@@ -99,13 +99,12 @@ def read(source: image_sources.Data, name: str) -> Targeted | None:
 
 def _first_with_target(items: Items) -> Pair:
     """The first example, or, where that has nothing beside its image, the first that has of some of the others."""
-    image, target = items.pair(0)
-    if target is None or _has_no_boxes(target):
-        for place in image_sources.look_at(len(items)):
-            other = items.pair(place)
-            if not (other[1] is None or _has_no_boxes(other[1])):
-                return other
-    return image, target
+    for place in (0, *image_sources.look_at(len(items))):
+        image, target = items.pair(place)
+        nothing = target is None or _has_no_boxes(target) or (isinstance(target, list) and not target)
+        if not nothing:
+            return image, target
+    return items.pair(0)
 
 
 def _has_no_boxes(target: image_sources.Data) -> bool:

@@ -477,7 +477,7 @@ def _require_equal(found: object, wanted: object) -> None:
 
 
 def _name_axes(model: object) -> None:
-    """Call free dimensions of inputs batch, height, width and sequence, wherever they stand, in place of s77."""
+    """Call free dimensions of inputs batch, height, width, sequence and length, wherever they stand, not s77."""
     import onnx_ir
 
     graph: Any = model.graph  # type: ignore[attr-defined]
@@ -494,8 +494,8 @@ def _name_axes(model: object) -> None:
             number = sum(name.partition("_")[0] == usual[dim] for name in names.values())
             if not number:
                 names[old] = usual[dim]
-            elif usual[dim] == "sequence":
-                names[old] = f"sequence_{number}"
+            elif usual[dim] in ("sequence", "length"):
+                names[old] = f"{usual[dim]}_{number}"
     for value in [*graph.inputs, *(output for node in graph for output in node.outputs)]:
         if value.shape is None or not names:
             continue

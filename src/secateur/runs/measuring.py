@@ -452,7 +452,7 @@ class Figures(dict[str, Row]):
         return html_table("Measured", ("Measure", *self), self.rows()) + notes
 
 
-@keep_modes
+@keep_modes("model", "against")
 def measure(
     model: Source,
     against: Source | Sequence[Source] | None = None,

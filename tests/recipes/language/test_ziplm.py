@@ -246,8 +246,11 @@ def test_an_original_in_training_mode_is_asked_without_dropout(tmp_path):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     start.model.train()
+    seen = set()
+    start.model.register_forward_pre_hook(lambda model, _: seen.add(model.training))
     (noisy,), (calm,) = (results(tmp_path / name, ["params=80%"], one) for name, one in (("a", start), ("b", again)))
     assert start.model.training
+    assert seen == {False}
     assert noisy.cut.removed == calm.cut.removed
     assert all(
         torch.equal(a, b)

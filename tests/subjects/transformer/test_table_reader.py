@@ -15,6 +15,7 @@ from secateur.formats import expert_tensors
 from secateur.recipes.sparse.slimmoe import slimmoe
 from secateur.recipes.sparse.stun import stun
 from secateur.runs.backends import language
+from secateur.subjects import open_subject
 from secateur.subjects.transformer import families
 from secateur.subjects.transformer.deriving import derive
 from secateur.subjects.transformer.making import make_subject
@@ -90,3 +91,13 @@ def test_the_width_of_a_shared_expert_is_no_count_of_them() -> None:
     experts = derive(model).experts
     assert experts is not None
     assert (experts.shared_neurons, experts.shared_count) == ("shared_expert_intermediate_size", "")
+
+
+def test_linears_of_a_class_of_their_own_are_linears() -> None:
+    """As Falcon's, whose neurons were taken for the heads of a mixer."""
+    sizes = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    falcon = open_subject(transformers.FalconForCausalLM(transformers.FalconConfig(**sizes)))
+    assert {name: site.count for name, site in falcon.units().sites.items() if site.kind == "neurons"} == {
+        "layers.0.neurons": 128, "layers.1.neurons": 128,
+    }  # fmt: skip
+    assert not any("state" in site.kind for site in falcon.units().sites.values())

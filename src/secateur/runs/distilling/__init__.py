@@ -47,7 +47,7 @@ __all__ = ["configured", "distill"]
 
 
 @keep_notes()
-@keep_modes
+@keep_modes("student", "teachers", "assistants")
 def distill(
     student: Model,
     teachers: Model | Sequence[Model],

@@ -385,9 +385,10 @@ class _Reading:
         """Whether the units are read by a linear that writes the channels."""
         for member in group.members:
             path = member.module.removeprefix("model.")
-            outwards = {nn.Linear: ("weight[1]", 0), Conv1D: ("weight[0]", 1)}.get(type(self.modules[path]))
-            if outwards is not None and member.axis == outwards[0]:
-                return self._is_stream(f"{path}.weight", outwards[1])
+            module = self.modules[path]
+            read, written = ("weight[0]", 1) if isinstance(module, Conv1D) else ("weight[1]", 0)
+            if isinstance(module, nn.Linear | Conv1D) and member.axis == read:
+                return self._is_stream(f"{path}.weight", written)
         return False
 
     def _read_block(self, start: str, site: str) -> Block | None:
