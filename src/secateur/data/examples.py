@@ -567,7 +567,7 @@ def _whole(values: Any, name: str, **how: str) -> Tensor:
     return torch.from_numpy(labels.whole(values, name, **how))
 
 
-def _classes(values: Any, name: str) -> tuple[Tensor | None, tuple[str, ...]]:
+def _classes(values: Data, name: str) -> tuple[Tensor | None, tuple[str, ...]]:
     """(classes of inputs or of pixels, or None without; what is said of masks that hold 0 and 255 alone)."""
     if values is None:
         return None, ()
