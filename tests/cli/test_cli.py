@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -57,6 +58,22 @@ def test_who_exits_within_a_command_is_not_taken_for_a_closed_pipe(monkeypatch, 
     with pytest.raises(SystemExit) as stop:
         cli.main(["list"])
     assert stop.value.code == how
+
+
+def test_a_run_whose_reader_has_left_is_no_success(monkeypatch):
+    """What of it was still to be done is not."""
+
+    def stop_early(**_):
+        try:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+        except OSError:
+            sys.exit(1)
+
+    monkeypatch.setattr(cli.typer.main, "get_command", lambda _: stop_early)
+    assert cli.main(["list"]) == 0
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "ziplm"])
+    assert stop.value.code == 1
 
 
 def test_debug_shows_where_an_error_came_from(tmp_path):

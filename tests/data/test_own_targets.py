@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -445,19 +444,25 @@ def test_targets_are_found_though_the_first_example_has_none() -> None:
         assert [len(target["boxes"]) for target in examples.read(source).targets] == [0] * 9 + [1]
 
 
-def test_masks_of_0_and_255_are_binary_in_arrays_too(tmp_path: Path) -> None:
+def test_masks_of_0_and_255_in_arrays_say_that_255_counts_nowhere() -> None:
     masks = (IMAGES[:, 0] > 0.5).long()
-    np.savez(tmp_path / "the data", inputs=IMAGES.numpy(), labels=255 * masks.numpy())
-    for source in ((IMAGES, 255 * masks), loading.TensorDataset(IMAGES, 255 * masks), tmp_path / "the data.npz"):
-        found = examples.read(source)
-        (note,) = found.notes
-        assert note.startswith("masks of the data")
-        assert note.endswith("hold 0 and 255 alone: 255 is read as class 1")
-        found = found if isinstance(found.inputs, Tensor) else examples.with_transform(found, "none")
-        assert torch.equal(found.batch()["labels"], masks)
-    both = 255 * masks
-    both[0, 0, 0] = 1
-    assert torch.equal(examples.read((IMAGES, both)).batch()["labels"], both), "255 counts nowhere, and 1 is a class"
+    found = examples.read((IMAGES, 255 * masks))
+    assert found.notes == ("masks of the data hold 0 and 255 alone: 255 counts nowhere",)
+    assert torch.equal(found.batch()["labels"], 255 * masks)
+    assert examples.read((IMAGES, masks)).notes == ()
+
+
+def test_boxes_under_other_names_are_no_images_without_boxes() -> None:
+    with pytest.raises(DataError, match="item 1 of the data has no boxes, as others have"):
+        examples.read([Boxes()[1], (IMAGES[1], {"bboxes": torch.zeros(1, 4), "category": torch.ones(1)})])
+
+
+def test_what_is_no_mask_may_stand_beside_images_where_no_labels_are_asked_for() -> None:
+    points = [(image, torch.ones(17, 2, dtype=torch.long)) for image in IMAGES]
+    found = examples.read(points, label="")
+    assert (len(found), found.has_classes) == (12, False)
+    some = examples.read([(image, place or None) for place, image in enumerate(IMAGES)], label="")
+    assert (len(some), some.has_classes) == (12, False)
 
 
 @pytest.mark.parametrize("first", ["__background__", "BG", "back-ground"])

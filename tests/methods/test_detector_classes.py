@@ -151,9 +151,8 @@ def test_labels_of_python_that_have_no_names_are_the_detectors_own_numbers(build
     seen = [13 - first, 85 - first] if len(ids) > 80 else [0, len(ids) - 1] if first == 0 else [0, 2]
     data = match_classes(scenes([""] * len(ids), tuple(ids), seen), model)
     assert labels(data) == wanted
-    if 91 in (known := detectors.classes_of(model)).names or known.count >= 90:
-        assert data.classes[wanted[0]] == "stop sign", "the detector's own names"
     assert labels(match_classes(data, model)) == wanted
+    assert not any(data.classes), "names of COCO would be a guess"
     if ids[0] == 0:
         assert "id 0, id 1, id 2, id 3" in data.notes[0]
 

@@ -51,6 +51,9 @@ COMMANDS = {
     "translate-adapter": "translate_adapter",
 }
 """Command -> its module, in the order of `secateur --help`."""
+_PRINTED = ("list", "show", "inspect", "estimate")
+"""Commands that have done what they were asked for but for the lines that nobody reads any more."""
+
 _INTERRUPTED = "interrupted; the same command resumes where it stopped"
 _UNPRINTED = (
     "standard output could not be written, for there is no space left where it goes: send it elsewhere and run the "
@@ -93,9 +96,12 @@ def _run(words: Sequence[str], output: _Output, debug: bool) -> int:
         output.drop()
         return 0
     except SystemExit as stop:
-        if getattr(stop.__context__, "errno", None) != errno.EPIPE:  # of a training that was told to stop, say
+        closed = (
+            getattr(stop.__context__, "errno", None) == errno.EPIPE
+        )  # else of a training that was told to stop, say
+        if not closed or (words[0] not in _PRINTED and "--help" not in words):
             raise
-        output.drop()  # click found it first
+        output.drop()  # click found it first, and there was nothing left to do but to print
         return 0
     except Exception as error:
         if interrupts:

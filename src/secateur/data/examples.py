@@ -446,20 +446,21 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
     labels.unnamed(f"{name} has no array of classes to be named", label=label)
     if isinstance(found, tuple) and len(found) == 2:
         inputs, kinds = found
-        whole, notes = _classes(kinds, name)
+        whole = _whole(kinds, name)
+        notes = (f"masks of {name} hold 0 and 255 alone: 255 counts nowhere",) if masks_of.is_binary(whole) else ()
         return Examples(_number(_shares(inputs), name), whole, name=name, notes=notes)
     if source and not (isinstance(found, Iterable) or hasattr(found, "__getitem__")):
         raise DataError(
             f"{source} gave {type(found).__name__}: expected Examples, a tuple (inputs, labels), or a data set or an "
             "iterable of (image, label)"
         )
-    targeted = own_targets.read(found, name)
+    targeted = own_targets.read(found, name, labelled=bool(label))
     if targeted is not None:
         return Examples(
             targeted.images, None, targeted.targets, targeted.classes, name, ids=targeted.ids, notes=targeted.notes,
             masks=targeted.masks if label else None,
         )  # fmt: skip
-    return _of_images(image_sources.read_pairs(found, name))
+    return _of_images(image_sources.read_pairs(found, name, labelled=bool(label)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -567,16 +568,6 @@ def _whole(values: Any, name: str, **how: str) -> Tensor:
     return torch.from_numpy(labels.whole(values, name, **how))
 
 
-def _classes(values: Data, name: str) -> tuple[Tensor | None, tuple[str, ...]]:
-    """(classes of inputs or of pixels, or None without; what is said of masks that hold 0 and 255 alone)."""
-    if values is None:
-        return None, ()
-    whole = _whole(values, name)
-    if not masks_of.is_binary(whole):
-        return whole, ()
-    return whole.clamp(max=1), (f"masks of {name} hold 0 and 255 alone: {masks_of.BINARY}",)
-
-
 def _number(values: Any, name: str) -> Tensor:
     try:
         inputs = torch.as_tensor(values)
@@ -625,7 +616,7 @@ def _arrays(path: Path, label: str) -> Examples:
     inputs = _number(_shares(found["inputs"]), path.name)
     labels.check(label, found, str(path), what="array")
     column = "labels" if label == labels.DEFAULT and "labels" in found else label
-    classes, notes = _classes(found.get(column), path.name)
+    classes = _whole(found[column], path.name) if column in found else None
     targets: tuple[Mapping[str, Tensor], ...] = ()
     if "boxes" in found:
         try:
@@ -646,7 +637,7 @@ def _arrays(path: Path, label: str) -> Examples:
     if names.ndim != 1 or names.dtype.kind != "U":
         raise DataError(f"{path} has an array `classes` that is no list of names: give strings, or leave it out")
     sizes = found.get("sizes", np.empty(0)).reshape(-1).tolist()
-    return Examples(inputs, classes, targets, tuple(names.tolist()), path.name, tuple(sizes), notes=notes)
+    return Examples(inputs, classes, targets, tuple(names.tolist()), path.name, tuple(sizes))
 
 
 def _folder(path: Path) -> Examples:

@@ -447,12 +447,13 @@ class Items(Source):
         return str(values.shape).encode() + values.tobytes()
 
 
-def read_pairs(source: Data, name: str) -> Classified:
+def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
     """A data set or a loader of torch, or any iterable, of (image, label): arrays, tensors or PIL images.
 
     Dicts of both count as well, as {"pixel_values", "labels"}, and batches of either. A data set with a length is read
     where it is; of a `DataLoader` over one, the examples that its sampler is restricted to, in an order and batches of
     our own; a note says where these are not all. What can only be passed over is kept in the temporary folder.
+    labelled: whether classes are asked for, or may be missing in part.
 
     Raises `DataError` for what gives no such pairs, and for a loader that draws examples more than once.
     """
@@ -464,9 +465,9 @@ def read_pairs(source: Data, name: str) -> Classified:
         if not (plain and has_places(source.dataset)):
             return _spool(_unbatch(source, name, batched=batched), name)
         source, notes = restrict(source, name)
-        return replace(_read_places(source, name), notes=notes)
+        return replace(_read_places(source, name, labelled=labelled), notes=notes)
     if has_places(source):
-        return _read_places(source, name)
+        return _read_places(source, name, labelled=labelled)
     if not isinstance(source, Iterable) or isinstance(source, str | bytes | Mapping):
         raise DataError(
             f"data is of {type(source).__name__}: give a path, Examples, (inputs, labels), or a data set or an "
@@ -475,7 +476,7 @@ def read_pairs(source: Data, name: str) -> Classified:
     return _spool(_unbatch(source, name), name)
 
 
-def _read_places(source: Data, name: str) -> Classified:
+def _read_places(source: Data, name: str, *, labelled: bool) -> Classified:
     """A data set each of whose items can be had by its place."""
     if not len(source):
         raise DataError(f"{name} holds no example: give at least one")
@@ -484,8 +485,9 @@ def _read_places(source: Data, name: str) -> Classified:
     if is_batch(image, label):
         return _spool(_unbatch((source[place] for place in range(len(source))), name), name)
     items.open(0)
-    _note_others(items.item(0), name)
-    labelled = any(items.pair(place)[1] is not None for place in (0, *look_at(len(items))))
+    if labelled:
+        _note_others(items.item(0), name)
+        labelled = any(items.pair(place)[1] is not None for place in (0, *look_at(len(items))))
     kinds, classes = _read_labels(items) if labelled else (Labels(), whole_of(source)[0])
     return _name_classes(Images(items), kinds, name, "the second of each pair", classes)
 

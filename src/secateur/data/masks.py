@@ -159,7 +159,7 @@ class Masks:
 
 
 def is_binary(labels: Tensor) -> bool:
-    """Whether masks [N, H, W] hold 0 and 255 and no other, as `Masks.look_binary` asks of files."""
+    """Whether masks [N, H, W] hold 0 and 255 and no other, as of files `Masks.look_binary` says."""
     return labels.dim() == 3 and labels.unique().tolist() == [0, _VOID]
 
 

@@ -54,11 +54,11 @@ class Targeted:
     notes: tuple[str, ...] = ()
 
 
-def read(source: image_sources.Data, name: str) -> Targeted | None:
+def read(source: image_sources.Data, name: str, *, labelled: bool = True) -> Targeted | None:
     """The examples of a data set with places, or of a loader over one, if the first of them has boxes or a mask.
 
     Of a loader they are those that its sampler draws. None for anything else, and for a loader whose `collate_fn` makes
-    classes of them. Raises `DataError` for one that makes other images, boxes or masks, for a target of another form
+    classes of them. labelled: whether masks are asked for, or may be anything. Raises `DataError` for one that makes other images, boxes or masks, for a target of another form
     than the first, for boxes that `boxes.collect` refuses, for a data set that draws another example each time it is
     asked, and for labels and names that don't fit each other.
     """
@@ -82,6 +82,8 @@ def read(source: image_sources.Data, name: str) -> Targeted | None:
     _check_steady(items)
     names, whole, places = image_sources.whole_of(data)
     if not boxed:
+        if not labelled:
+            return Targeted(Images(items), classes=names, notes=notes)
         _check_mask(image, target, name)
         masks = ItemMasks(items)
         if masks.look_binary():
@@ -109,7 +111,7 @@ def _first_with_target(items: Items) -> Pair:
 
 def _has_no_boxes(target: image_sources.Data) -> bool:
     """Whether it is of an image without boxes, as torchvision has it of COCO: a number of the image alone."""
-    return isinstance(target, Mapping) and not target.keys() & {"boxes", "labels"}
+    return isinstance(target, Mapping) and target.keys() <= {"image_id"}
 
 
 def _refuse_annotations(target: image_sources.Data, name: str) -> None:

@@ -68,9 +68,9 @@ def match_classes(data: Examples, model: nn.Module) -> Examples:
     nameless = not any(data.classes)  # as labels are of a data set of Python's, which are what its detector learned
     if min(data.ids) >= known.first and (top < known.count if nameless else top == known.count - 1):
         numbers = [one - known.first for one in data.ids]
-        names = [known.names.get(label, "") if nameless else "" for label in range(known.count)]
+        names = [""] * known.count
         for label, name in zip(numbers, data.classes, strict=True):
-            names[label] = name or names[label]
+            names[label] = name
         how = "which are its labels" if nameless else "of which the largest is the detector's"
         return _renumber(data, numbers, known, names, f"by their ids, {how}")
     if len(data.classes) > known.count:
@@ -118,7 +118,7 @@ def _renumber(data: Examples, numbers: Sequence[int], known: Classes, names: Seq
     found = zip(data.classes, numbers, strict=True)
     pairs = [f"{name} {number + known.first}".strip() for name, number in found if number >= 0]
     if all(number in (-1, label) for label, number in enumerate(numbers)):
-        return replace(data, ids=(), classes=data.classes if any(data.classes) or not any(names) else tuple(names))
+        return replace(data, ids=())
     table = torch.tensor(numbers, dtype=torch.long)
     targets = boxes.renumber(data.targets, table)
     shown = ", ".join(pairs[:_SHOWN])
