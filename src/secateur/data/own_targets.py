@@ -58,9 +58,11 @@ def read(source: image_sources.Data, name: str, *, labelled: bool = True) -> Tar
     """The examples of a data set with places, or of a loader over one, if the first of them has boxes or a mask.
 
     Of a loader they are those that its sampler draws. None for anything else, and for a loader whose `collate_fn` makes
-    classes of them. labelled: whether masks are asked for, or may be anything. Raises `DataError` for one that makes other images, boxes or masks, for a target of another form
-    than the first, for boxes that `boxes.collect` refuses, for a data set that draws another example each time it is
-    asked, and for labels and names that don't fit each other.
+    classes of them. labelled: whether masks are asked for; else what stands in their place may be anything.
+
+    Raises `DataError` for a loader that makes other images, boxes or masks, for a target of another form than others,
+    for boxes that `boxes.collect` refuses, for a data set that draws another example each time it is asked, and for
+    labels and names that don't fit each other.
     """
     data: image_sources.Data = source.dataset if isinstance(source, loading.DataLoader) else source
     if not image_sources.has_places(data) or isinstance(data, str | bytes) or not len(data):
