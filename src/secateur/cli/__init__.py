@@ -96,9 +96,7 @@ def _run(words: Sequence[str], output: _Output, debug: bool) -> int:
         output.drop()
         return 0
     except SystemExit as stop:
-        closed = (
-            getattr(stop.__context__, "errno", None) == errno.EPIPE
-        )  # else of a training that was told to stop, say
+        closed = getattr(stop.__context__, "errno", None) == errno.EPIPE  # or a training was told to stop, say
         if not closed or (words[0] not in _PRINTED and "--help" not in words):
             raise
         output.drop()  # click found it first, and there was nothing left to do but to print
