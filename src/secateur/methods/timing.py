@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from secateur._utils import devices
 from secateur._utils.noting import note
 from secateur._utils.rundir import Run
-from secateur.errors import InfeasibleError, InputError, MeasurementError
+from secateur.errors import InfeasibleError, InputError, MeasurementError, UnsupportedError
 from secateur.formats import onnx_files
 from secateur.measure import latency
 from secateur.measure.latency import Phase, Timer
@@ -177,13 +177,23 @@ _FAR, _SAFE = 0.5, 0.8
 
 
 def choose_axes(subject: Transformer) -> tuple[Axis, ...]:
-    """Heads, or KV groups where heads share keys and values, and neurons, if they can go; a note says why not."""
+    """Heads, or KV groups where heads share keys and values, and neurons, if they can go; a note says why not.
+
+    Raises `UnsupportedError` where neither can.
+    """
     units, whole = subject.units(), subject.layout.whole
     heads: Axis = "kv_groups" if any(site.kind == "kv_groups" for site in units.sites.values()) else "heads"
-    free = {site.kind for site in units.free()}
+    free, name = {site.kind for site in units.free()}, subject.family.model_type
     axes: tuple[Axis, ...] = (heads, "neurons")
-    for axis in whole.keys() & axes:
-        note(f"{axis.replace('_', ' ')} of this {subject.family.model_type} model stay whole: {whole[axis]}")
+    stay = [
+        f"{axis.replace('_', ' ')} of this {name} model stay whole: {whole.get(axis, 'no units of them were found')}"
+        for axis in axes
+        if axis not in free
+    ]
+    if len(stay) == len(axes):
+        raise UnsupportedError(f"{'; '.join(stay)}: nothing is left to cut by heads or neurons")
+    for why in stay:
+        note(why)
     return tuple(axis for axis in axes if axis in free)
 
 
