@@ -128,6 +128,12 @@ def test_a_class_without_images_is_told(tmp_path):
     assert data.notes == (f"1 of 3 folders of {tmp_path.name} hold no image: c",)
 
 
+def test_images_of_one_folder_are_said_to_be_of_one_class(tmp_path):
+    draw(tmp_path / "photos" / "1.png")
+    (note,) = examples.read(tmp_path).notes
+    assert note == f"all images of {tmp_path.name} are of one class, for classes are its folders: photos"
+
+
 def test_images_without_folders_are_refused(tmp_path):
     draw(tmp_path / "1.png")
     with pytest.raises(DataError, match="holds no images in folders named by class"):

@@ -13,6 +13,7 @@ from torch.utils import data as loading
 from torchvision.tv_tensors import BoundingBoxes
 
 import secateur
+import second_device
 from secateur.data import examples, own_targets
 from secateur.data.images import Images
 from secateur.errors import DataError
@@ -70,6 +71,20 @@ def test_boxes_of_a_data_set_are_read_and_its_labels_counted_from_0(case: str) -
     assert found.targets[2]["boxes"][1].tolist() == [4.0, 4.0, 30.0, 20.0]
     assert found.ids == (1, 2), "as they were, of torchvision's 0 is the background"
     assert torch.equal(examples.letterbox(found).batch([0])["inputs"][2], IMAGES[2])
+
+
+def test_images_boxes_and_masks_may_lie_on_another_device() -> None:
+    def on_card(value: Any) -> Any:
+        return value.to(second_device.DEVICE) if isinstance(value, Tensor) else value
+
+    masked = [(IMAGES[place], torch.arange(1024).reshape(32, 32) % (2 + place)) for place in range(4)]
+    boxed = [Boxes()[place] for place in range(12)]
+    with second_device.present():
+        there = [(on_card(image), {name: on_card(value) for name, value in target.items()}) for image, target in boxed]
+        assert examples.read(there).digest == examples.read(boxed).digest
+        masks = examples.read([(on_card(image), on_card(mask)) for image, mask in masked])
+        assert masks.masks is not None
+        assert masks.digest == examples.read(masked).digest
 
 
 def test_labels_from_0_stay_names_and_crowds_are_told_and_a_sampler_is_followed() -> None:

@@ -265,6 +265,8 @@ def test_what_heads_of_a_vision_transformer_leave_of_a_budget_is_used_or_said() 
     assert cut.removed == {"conv_proj.heads": (1, 4)}, "what else can stay stays"
     _, cut = prune(model, image, "params=60%", scope="global")
     assert any("below the budget" in note for note in cut.notes), "by score, nothing comes back"
+    _, cut = prune(model, image, "params=99%,flops=50%")
+    assert not any("below the budget" in note for note in cut.notes), "one of two measures is used up"
     _, cut = prune(model, image, "params=85%", shares={"*mlp*": 0.25})
     assert not any("below the budget" in note for note in cut.notes), "it is the shares that leave room"
     assert all(cut.removed[name][0] * 4 == cut.removed[name][1] * 3 for name in cut.removed if "mlp" in name)

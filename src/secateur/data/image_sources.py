@@ -93,11 +93,13 @@ def read_folder(path: Path) -> Classified:
     images = Images(Files([file for file, _ in files]))
     images.keys()  # what is damaged is told now, and not after hours
     labels, classes = np.array([n for _, n in files]), tuple(kind.name for kind in kinds)
+    single = classes if len(kinds) == 1 else ()
     unread = [file.name for file, _ in inside if file.suffix.lower() in _UNREAD and not file.name.startswith(".")]
     bare = [kind.name for number, kind in enumerate(kinds) if number not in labels]
     notes = {
         f"{len(unread)} images of {path.name} are left out, for their form is not read": unread,
         f"{len(bare)} of {len(kinds)} folders of {path.name} hold no image": bare,
+        f"all images of {path.name} are of one class, for classes are its folders": single,
     }
     told = tuple(f"{note}: {', '.join(names[:3])}" for note, names in notes.items() if names)
     return Classified(images, labels, classes, path.name, told)
