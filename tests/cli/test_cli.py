@@ -70,7 +70,8 @@ def test_a_run_whose_reader_has_left_is_no_success(monkeypatch):
             sys.exit(1)
 
     monkeypatch.setattr(cli.typer.main, "get_command", lambda _: stop_early)
-    assert cli.main(["list"]) == 0
+    for words in (["list"], ["--version"], ["run", "ziplm", "--help"]):
+        assert cli.main(words) == 0
     with pytest.raises(SystemExit) as stop:
         cli.main(["run", "ziplm"])
     assert stop.value.code == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import secateur
 import second_device
 from secateur.data import examples, own_targets
 from secateur.data.images import Images
-from secateur.errors import DataError
+from secateur.errors import DataError, DataWarning
 from secateur.runs import splits
 
 DRAW = torch.Generator().manual_seed(0)
@@ -459,12 +460,31 @@ def test_targets_are_found_though_the_first_example_has_none() -> None:
         assert [len(target["boxes"]) for target in examples.read(source).targets] == [0] * 9 + [1]
 
 
+def test_one_image_with_a_target_among_many_without_is_found() -> None:
+    """Where a few looks pass it by."""
+    empty: list[Any] = [(IMAGES[place % 12], {"image_id": place}) for place in range(40)]
+    with pytest.raises(DataError, match="the data has no box that can be learned from"):
+        examples.read(empty)
+    assert len(examples.read(empty, label="")) == 40
+    found = examples.read([*empty[:7], Boxes()[1], *empty[8:]])
+    assert [place for place, target in enumerate(found.targets) if len(target["boxes"])] == [7]
+    bare: list[Any] = [(IMAGES[place % 12], None) for place in range(40)]
+    assert not examples.read(bare).has_classes
+    for target, words in ((1, "item 0 .* has no label|as 39 of 40 have none"),
+                          (torch.zeros(32, 32), "item 0 of the data has no mask, as others have")):  # fmt: skip
+        with pytest.raises(DataError, match=words):
+            examples.with_transform(examples.read([*bare[:7], (IMAGES[7], target), *bare[8:]]), "none").batch([0, 7])
+
+
 def test_masks_of_0_and_255_in_arrays_say_that_255_counts_nowhere() -> None:
     masks = (IMAGES[:, 0] > 0.5).long()
     found = examples.read((IMAGES, 255 * masks))
     assert found.notes == ("masks of the data hold 0 and 255 alone: 255 counts nowhere",)
     assert torch.equal(found.batch()["labels"], 255 * masks)
     assert examples.read((IMAGES, masks)).notes == ()
+    for other in (255 * masks[:, :, :1].clamp(min=1), 0 * masks, 254 * masks, 255 * masks[:, 0, 0]):
+        assert examples.read((IMAGES, other)).notes == (), "both, of each pixel, and no other"
+    assert examples.read((IMAGES, torch.arange(12)[:, None, None].eq(3).long().expand(12, 32, 32) * 255)).notes
 
 
 def test_boxes_under_other_names_are_no_images_without_boxes() -> None:
@@ -476,8 +496,15 @@ def test_what_is_no_mask_may_stand_beside_images_where_no_labels_are_asked_for()
     points = [(image, torch.ones(17, 2, dtype=torch.long)) for image in IMAGES]
     found = examples.read(points, label="")
     assert (len(found), found.has_classes) == (12, False)
-    some = examples.read([(image, place or None) for place, image in enumerate(IMAGES)], label="")
-    assert (len(some), some.has_classes) == (12, False)
+    some = [(image, place or None) for place, image in enumerate(IMAGES)]
+    batches = [(IMAGES[:6], torch.ones(6, 17, 2)), (IMAGES[6:], torch.ones(6, 17, 2))]
+    dicts = [{"image": image, "caption": "a"} for image in IMAGES]
+    for source in (some, iter(points), iter(some), batches, iter(batches), iter(dicts), loading.DataLoader(points),
+                   loading.DataLoader(points, batch_size=3, collate_fn=pair_up)):  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DataWarning)
+            found = examples.read(source, label="")
+        assert (len(found), found.has_classes) == (12, False)
 
 
 @pytest.mark.parametrize("first", ["__background__", "BG", "back-ground"])

@@ -358,6 +358,68 @@ def test_series_of_any_length_where_the_network_takes_them(
         torch.testing.assert_close(torch.from_numpy(given), model(x), atol=1e-4, rtol=1e-4)
 
 
+class Along(nn.Module):
+    """The largest along a series in both of torch's ways, beside numbers that have no length."""
+
+    def __init__(self, fixed: bool = False) -> None:
+        super().__init__()
+        self.conv, self.pool, self.line = nn.Conv1d(4, 6, 5), nn.MaxPool1d(3, ceil_mode=True), nn.Linear(2, 6)
+        self.fixed = fixed
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if self.fixed and x.shape[2] != 60:
+            raise ValueError("a length of 60")
+        return torch.max_pool1d(self.pool(self.conv(x)), 3, 2, 1).mean(2) + self.line(y)
+
+
+def test_the_largest_along_series_is_exported_for_any_length_beside_what_has_none(tmp_path: Path) -> None:
+    model, y = Along().eval(), torch.randn(3, 2)
+    inputs = (torch.randn(3, 4, 60), y)
+    assert onnx_files.write_module(model, inputs, {}, tmp_path / "model.onnx") == ()
+    session = onnx_files.open_session(tmp_path / "model.onnx")
+    assert [one.shape for one in session.get_inputs()] == [["batch", 4, "length"], ["batch", 2]]
+    for length in (60, 61, 93):
+        x = torch.randn(3, 4, length)
+        (given,) = session.run(None, {"x": x.numpy(), "y": y.numpy()})
+        torch.testing.assert_close(torch.from_numpy(given), model(x, y), atol=1e-4, rtol=1e-4)
+    program = onnx_files.program(model, inputs, {})
+    torch.testing.assert_close(program.module()(x, y), model(x, y))
+    notes = onnx_files.write_module(Along(fixed=True).eval(), inputs, {}, tmp_path / "fixed.onnx")
+    assert notes == ("the ONNX file takes x of 4 x 60 only: their length is fixed in it",)
+
+
+def test_a_maximum_that_says_where_it_was_is_left_alone() -> None:
+    x = torch.randn(2, 3, 9)
+    with onnx_files._Pooling():
+        values, places = nn.functional.max_pool1d(x, 2, return_indices=True)
+    assert torch.equal(values, x.gather(2, places))
+
+
+def test_what_is_made_longer_to_see_whether_a_network_takes_it() -> None:
+    """All series, or those of one length alone; sounds by a quarter; images and what stands beside tokens never."""
+
+    def lengthened(*tensors: Tensor, only: int | None = None) -> list[list[int]] | None:
+        def take(*given: Tensor) -> None:
+            if only is not None and any(
+                one.shape != old.shape
+                for place, (one, old) in enumerate(zip(given, tensors, strict=True))
+                if place != only
+            ):
+                raise ValueError(only)
+
+        found = onnx_files._of_other_length(take, list(tensors))  # type: ignore[arg-type]
+        return found and [list(one.shape) for one in found]
+
+    sound, series, image, tokens = (
+        torch.randn(2, 400), torch.randn(2, 8, 12), torch.randn(2, 3, 8, 8), torch.zeros(2, 7).long(),
+    )  # fmt: skip
+    assert lengthened(sound) == [[2, 500]]
+    assert lengthened(series, image) == [[2, 8, 17], [2, 3, 8, 8]]
+    assert lengthened(series, sound, only=1) == [[2, 8, 12], [2, 500]]
+    assert lengthened(tokens, series) == [[2, 12], [2, 8, 12]]
+    assert lengthened(tokens, series, only=1) is None, "texts are asked for their own length alone"
+
+
 class Beside(nn.Module):
     """Two series of lengths of their own."""
 

@@ -97,7 +97,7 @@ def _run(words: Sequence[str], output: _Output, debug: bool) -> int:
         return 0
     except SystemExit as stop:
         closed = getattr(stop.__context__, "errno", None) == errno.EPIPE  # or a training was told to stop, say
-        if not closed or (words[0] not in _PRINTED and "--help" not in words):
+        if not closed or not (words[0] in _PRINTED or {"--help", "--version"} & {*words}):
             raise
         output.drop()  # click found it first, and there was nothing left to do but to print
         return 0

@@ -40,8 +40,8 @@ from secateur.errors import DataError, MissingExtraError
 
 __all__ = [
     "CHANNELS", "LARGEST", "Classified", "Data", "Items", "Shards", "find_held_out", "has_boxes", "has_places",
-    "is_batch", "is_mask", "is_shards", "is_table", "look_at", "pair_of", "picture_of", "read_folder", "read_hub",
-    "read_pairs", "read_shards", "read_table", "restrict", "whole_of",
+    "is_batch", "is_mask", "is_shards", "is_table", "look_at", "look_through", "pair_of", "picture_of", "read_folder",
+    "read_hub", "read_pairs", "read_shards", "read_table", "restrict", "whole_of",
 ]  # fmt: skip
 
 Data: TypeAlias = Any
@@ -465,7 +465,7 @@ def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
             not batched and source.collate_fn is loading.default_convert
         )
         if not (plain and has_places(source.dataset)):
-            return _spool(_unbatch(source, name, batched=batched), name)
+            return _spool(_unbatch(source, name, batched=batched, labelled=labelled), name)
         source, notes = restrict(source, name)
         return replace(_read_places(source, name, labelled=labelled), notes=notes)
     if has_places(source):
@@ -475,7 +475,7 @@ def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
             f"data is of {type(source).__name__}: give a path, Examples, (inputs, labels), or a data set or an "
             "iterable of (image, label)"
         )
-    return _spool(_unbatch(source, name), name)
+    return _spool(_unbatch(source, name, labelled=labelled), name)
 
 
 def _read_places(source: Data, name: str, *, labelled: bool) -> Classified:
@@ -485,11 +485,11 @@ def _read_places(source: Data, name: str, *, labelled: bool) -> Classified:
     items = Items(source, name)
     image, label = items.pair(0)
     if is_batch(image, label):
-        return _spool(_unbatch((source[place] for place in range(len(source))), name), name)
+        return _spool(_unbatch((source[place] for place in range(len(source))), name, labelled=labelled), name)
     items.open(0)
     if labelled:
         _note_others(items.item(0), name)
-        labelled = any(items.pair(place)[1] is not None for place in (0, *look_at(len(items))))
+        labelled = any(items.pair(place)[1] is not None for place in look_through(items))
     kinds, classes = _read_labels(items) if labelled else (Labels(), whole_of(source)[0])
     return _name_classes(Images(items), kinds, name, "the second of each pair", classes)
 
@@ -503,6 +503,15 @@ def look_at(count: int) -> list[int]:
     return [place * (count - 1) // max(1, looks - 1) for place in range(looks)]
 
 
+def look_through(items: Items) -> Iterator[int]:
+    """Places to look at for a label or another target: some, and then all where each example has room for one."""
+    looks = (0, *look_at(len(items)))
+    yield from looks
+    first = items.item(0)
+    if isinstance(first, tuple | list) and len(first) > 1:
+        yield from (place for place in range(len(items)) if place not in looks)
+
+
 def _note_others(item: object, name: str) -> None:
     """Say what of a dict that holds an image is passed over, where that may be what it should give."""
     if not isinstance(item, Mapping):
@@ -513,7 +522,7 @@ def _note_others(item: object, name: str) -> None:
     if label and mask:
         note(
             f"{name} has {label} and {mask} beside each image: classes are those of {label}, and masks are passed "
-            f"over; leave {label} out to learn from masks"
+            f"over; leave {label} out of a data set with a length to learn from masks"
         )
     elif not (label or mask) and (others := [str(one) for one in item if one != image]):
         note(
@@ -599,19 +608,24 @@ def _gives_targets(data: Data) -> bool:
     return type(data).__getitem__.__module__.startswith("torchvision.") and changes == (None, None)
 
 
-def _unbatch(source: Iterable[object], name: str, *, batched: bool = False) -> Iterator[tuple[object, object]]:
-    """(image, label) of each item, and of each example of items that are batches; `batched`: all of them are."""
+def _unbatch(
+    source: Iterable[object], name: str, *, batched: bool = False, labelled: bool = True
+) -> Iterator[tuple[object, object]]:
+    """(image, label) of each item, and of each example of items that are batches.
+
+    batched: all of them are. labelled: whether labels are asked for; else they are None, whatever stands there.
+    """
     for number, item in enumerate(source):
         if batched and not isinstance(item, Mapping) and not (isinstance(item, tuple | list) and len(item) == 2):
             raise DataError(f"{name} gives batches of {type(item).__name__}: expected (images [B, ...], labels [B])")
         image, label = pair_of(item, f"item {number} of {name}")
-        if not number:
+        if labelled and not number:
             _note_others(item, name)
         batched = batched or is_batch(image, label)  # after a batch, one of three grey images is one as well
         if not batched:
-            yield image, label
+            yield image, label if labelled else None
             continue
-        labels = [None] * len(image) if label is None else label
+        labels = [None] * len(image) if label is None or not labelled else label
         if (not isinstance(labels, list | tuple) and not getattr(labels, "ndim", 0)) or len(image) != len(labels):
             raise DataError(f"item {number} of {name} is a batch of {len(image)} images: give a label for each")
         yield from zip(image, labels, strict=True)

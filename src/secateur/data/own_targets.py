@@ -73,6 +73,8 @@ def read(source: image_sources.Data, name: str, *, labelled: bool = True) -> Tar
     except DataError:
         return None  # as `image_sources.read_pairs` will say, or a loader's own code may mend
     boxed = image_sources.has_boxes(target)
+    if labelled and isinstance(target, Mapping) and _has_no_boxes(target):
+        raise DataError(f"{name} has no box that can be learned from: a detector needs some")
     if not boxed and (image_sources.is_batch(image, target) or not image_sources.is_mask(target)):
         _refuse_annotations(target, name)
         return None
@@ -102,8 +104,8 @@ def read(source: image_sources.Data, name: str, *, labelled: bool = True) -> Tar
 
 
 def _first_with_target(items: Items) -> Pair:
-    """The first example, or, where that has nothing beside its image, the first that has of some of the others."""
-    for place in (0, *image_sources.look_at(len(items))):
+    """The first example, or, where that has nothing beside its image, one that has; see `look_through`."""
+    for place in image_sources.look_through(items):
         image, target = items.pair(place)
         nothing = target is None or _has_no_boxes(target) or (isinstance(target, list) and not target)
         if not nothing:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.node import Argument, map_aggregate
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from secateur._utils.outputs import leaves
@@ -68,7 +69,7 @@ def write(
 
     name_axes: call free dimensions batch, height and width.
     """
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad(), _Pooling():
         warnings.simplefilter("ignore")
         whole = not qdq.rounds(module)
         if not whole:
@@ -83,6 +84,39 @@ def write(
     if name_axes:
         _name_axes(program.model)
     program.save(str(path))
+
+
+class _Pooling(TorchFunctionMode):
+    """The maximum along a series is that along an image of one row: torch exports the former for one length alone."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        named = dict(kwargs or {})
+        pools = func in (torch.max_pool1d, nn.functional.max_pool1d)
+        if pools and len(args) < 7 and not named.get("return_indices"):
+            named.pop("return_indices", None)
+            func = _pool
+        return func(*args, **named)
+
+
+def _pool(
+    input: Tensor,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    size, step, edge, gaps = (
+        one if isinstance(one, int) else one[0] for one in (kernel_size, stride or kernel_size, padding, dilation)
+    )
+    rows = nn.functional.max_pool2d(input[..., None, :], (1, size), (1, step), (0, edge), (1, gaps), ceil_mode)
+    return rows[..., 0, :]
 
 
 def open_session(path: Path, *, threads: int = 0, floats: bool = False) -> InferenceSession:
@@ -197,7 +231,7 @@ def _write_flat(flat: _Flat, names: list[str], path: Path) -> tuple[str, ...]:
         try:
             write(flat, path, tuple(tensors), dynamic_shapes={"tensors": shapes}, name_axes=True, **options)
             told = _check_module(path, flat, names, [one, *wider[place:]])
-            return (*_describe_fixed(one, tensors, names), *told)
+            return (*_describe_fixed(one, tensors, names, wider[0]), *told)
         except Exception:
             path.unlink(missing_ok=True)  # it holds for fewer sizes only: try that
     try:
@@ -269,7 +303,8 @@ def program(model: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, obj
         with contextlib.suppress(Exception):
             given = inspect.signature(model.forward).bind(*wide, **named).arguments
             free = tree_map_only(Tensor, lambda _: dict.fromkeys(next(dims), torch.export.Dim.DYNAMIC), dict(given))  # noqa: B023
-            found = torch.export.export(model, wide, named, dynamic_shapes=free, strict=False)
+            with _Pooling():
+                found = torch.export.export(model, wide, named, dynamic_shapes=free, strict=False)
             with torch.no_grad():
                 for inputs in ((args, kwargs), (wide, named)):
                     _require_equal(found.module()(*inputs[0], **inputs[1]), model(*inputs[0], **inputs[1]))
@@ -320,7 +355,8 @@ def _write_program(program: ExportedProgram, path: Path) -> tuple[str, ...]:
             raise
         path.unlink(missing_ok=True)  # ONNX holds it for fewer sizes than the program does
         return _write_flat(flat, names, path)
-    return (*_describe_fixed(flat.tensors, wider[0] if wider else flat.tensors, names), *told)
+    most = wider[0] if wider else flat.tensors
+    return (*_describe_fixed(flat.tensors, most, names, most), *told)
 
 
 def load_program(folder: str | Path) -> ExportedProgram:
@@ -398,9 +434,14 @@ def _of_other_length(flat: _Flat, tensors: list[Tensor]) -> list[Tensor] | None:
                 return other
     for dim in () if lengths else (2, 1):
         series = [one.is_floating_point() and dim < one.dim() <= 3 for one in tensors]
-        other = [_stretch(one, dim) if is_long else one for one, is_long in zip(tensors, series, strict=True)]
-        if any(series) and _takes(flat, other):
-            return other
+        lengths = sorted({one.shape[dim] for one, is_long in zip(tensors, series, strict=True) if is_long})
+        for chosen in [lengths, *([length] for length in lengths if len(lengths) > 1)]:
+            other = [
+                _stretch(one, dim) if is_long and one.shape[dim] in chosen else one
+                for one, is_long in zip(tensors, series, strict=True)
+            ]
+            if chosen and _takes(flat, other):
+                return other
     return None
 
 
@@ -451,10 +492,12 @@ def _free_dims(one: Sequence[Tensor], wider: Sequence[Tensor]) -> list[list[int]
     ]
 
 
-def _describe_fixed(one: Sequence[Tensor], wider: Sequence[Tensor], names: Sequence[str]) -> tuple[str, ...]:
-    """Notes on inputs of which size or length are the same in `wider`."""
+def _describe_fixed(
+    one: Sequence[Tensor], wider: Sequence[Tensor], names: Sequence[str], most: Sequence[Tensor]
+) -> tuple[str, ...]:
+    """Notes on inputs of which size or length are the same in `wider`, of the file; most: what the network takes."""
     notes = []
-    for name, small, large in zip(names, one, wider, strict=True):
+    for name, small, large, largest in zip(names, one, wider, most, strict=True):
         if _is_image(small) and small.shape[2:] == large.shape[2:]:
             height, width = small.shape[2:]
             notes.append(
@@ -464,6 +507,10 @@ def _describe_fixed(one: Sequence[Tensor], wider: Sequence[Tensor], names: Seque
             notes.append(
                 f"the ONNX file takes {name} of length {small.shape[1]} only: the network is not free of their length"
             )
+        fixed = small.is_floating_point() and small.shape[1:] == large.shape[1:]
+        if fixed and (small.dim() == 3 or (small.dim() == 2 and small.shape[1:] != largest.shape[1:])):
+            sizes = " x ".join(map(str, small.shape[1:]))
+            notes.append(f"the ONNX file takes {name} of {sizes} only: their length is fixed in it")
     return tuple(dict.fromkeys(notes))
 
 

@@ -311,6 +311,10 @@ def test_a_latency_is_met_by_the_table_and_the_clock(tmp_path, monkeypatch):
     (found,) = results(tmp_path / "a", "speedup=1.5x")
     assert found.predicted["latency"] == pytest.approx(seconds(found.subject))
     assert found.predicted["speedup"] >= 1.5
+    del table["kv_groups"]
+    (alone,) = results(tmp_path / "c", "speedup=1.2x", axes=("neurons",))
+    assert alone.predicted["speedup"] >= 1.2
+    assert {name.rpartition(".")[2] for name in alone.cut.removed} == {"neurons"}
     with pytest.raises(UnsupportedError, match="a latency is predicted for one of heads and kv_groups, and neurons"):
         results(tmp_path / "b", "speedup=1.5x", axes=("neurons", "channels"))
 
