@@ -17,6 +17,9 @@ from torch import nn
 import learnt
 from secateur.reports import charts
 from secateur.runs import measuring
+from secateur.runs.backends.language import Language
+from secateur.runs.backends.network import Network
+from secateur.runs.distilling import trial
 from secateur.subjects.network import files
 from wide import is_wide
 
@@ -25,6 +28,8 @@ collect_ignore = [] if "SECATEUR_GPU" in os.environ else ["gpu"]
 
 DRAWING = ("reports", "conformance", "test_demo.py")
 """Tests with these in their paths draw the charts of their reports; a chart takes a tenth of a second."""
+PLANNING = ("conformance", "distilling", "test_demo.py", "test_memory_plan.py")
+"""Tests with these in their paths plan the memory of a run."""
 
 
 frozen = [0]
@@ -87,6 +92,19 @@ def unexported(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if "programs" not in request.fixturenames:
         write = files.write_program
         monkeypatch.setattr(files, "write_program", lambda folder, model, example: write(folder, _Echo(), example))
+
+
+@pytest.fixture
+def planned() -> None:
+    """Dry runs say what memory a run would take: for tests that look at it."""
+
+
+@pytest.fixture(autouse=True)
+def unplanned(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no test looks at the memory that a dry run tells of, it tells of none: to plan it takes seconds."""
+    if not set(PLANNING) & set(request.path.parts) and "planned" not in request.fixturenames:
+        for place in (Language, Network, trial):
+            monkeypatch.setattr(place, "describe_memory", lambda *given: "")
 
 
 @pytest.hookimpl(tryfirst=True)

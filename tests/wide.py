@@ -152,10 +152,6 @@ WIDE = {
         "qwen3-True-labels5",
     },
     "subjects/transformer/test_export.py::test_onnx_generates_like_pytorch": {"gemma2", "mixtral"},
-    # The other one is written as one pass, where its cache does not export.
-    "subjects/transformer/test_export.py::test_onnx_of_a_decoder_whose_places_are_counted_or_whose_cache_is_not_free": {
-        "GPTNeo",
-    },
     "subjects/transformer/test_export.py::test_onnx_of_other_networks_of_texts_takes_any_length": {"both", "decoder"},
     # Its encoder is cut in test_sources.py; T5 and Bart stay.
     "subjects/transformer/test_encoder_decoder.py::test_a_cut_equals_silencing_and_loads_without_secateur": {"Whisper"},

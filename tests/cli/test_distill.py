@@ -10,6 +10,7 @@ from secateur import cli
 TAUGHT = ["--data", "texts.txt", "--steps", "4", "--batch", "8", "--length", "16", "--lr", "0.003"]
 
 
+@pytest.mark.usefixtures("planned")
 def test_distill_prints_what_it_did_and_what_it_would_take(places):
     done = forked(places, "distill", "other", "--from", "llama", "--dry-run", *TAUGHT)
     assert (done.code, done.stderr) == (0, "")

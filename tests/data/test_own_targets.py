@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +51,16 @@ class Masks(loading.Dataset[Any]):
         mask = np.zeros((16, 20 + place), np.uint8)
         mask[: 4 + place] = 255
         return Image.new("RGB", (20 + place, 16)), Image.fromarray(mask)
+
+
+class Streamed(loading.IterableDataset[Any]):
+    """Examples that can only be passed over."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
 
 
 def pair_up(batch: list[Any]) -> tuple[Any, ...]:
@@ -466,14 +478,42 @@ def test_one_image_with_a_target_among_many_without_is_found() -> None:
     with pytest.raises(DataError, match="the data has no box that can be learned from"):
         examples.read(empty)
     assert len(examples.read(empty, label="")) == 40
-    found = examples.read([*empty[:7], Boxes()[1], *empty[8:]])
+    some = [*empty[:7], Boxes()[1], *empty[8:]]
+    found = examples.read(some)
     assert [place for place, target in enumerate(found.targets) if len(target["boxes"])] == [7]
-    bare: list[Any] = [(IMAGES[place % 12], None) for place in range(40)]
-    assert not examples.read(bare).has_classes
-    for target, words in ((1, "item 0 .* has no label|as 39 of 40 have none"),
-                          (torch.zeros(32, 32), "item 0 of the data has no mask, as others have")):  # fmt: skip
-        with pytest.raises(DataError, match=words):
-            examples.with_transform(examples.read([*bare[:7], (IMAGES[7], target), *bare[8:]]), "none").batch([0, 7])
+    assert not examples.read(some, label="").targets
+    coco = [(image, [{"bbox": [1, 2, 3, 4]}]) for image in IMAGES]
+    assert len(examples.read(coco, label="")) == 12, "what it has is not asked for"
+
+    def classify(batch: list[Any]) -> tuple[Tensor, Tensor]:
+        return torch.stack([image for image, _ in batch]), torch.tensor([target["image_id"] % 2 for _, target in batch])
+
+    told = examples.read(loading.DataLoader(empty, batch_size=8, collate_fn=classify))
+    assert told.labels is not None
+    assert told.labels.tolist() == [0, 1] * 20
+    with pytest.raises(DataError, match="the data has no box that can be learned from"):
+        examples.read(loading.DataLoader(empty, batch_size=8, collate_fn=pair_up))
+
+
+@pytest.mark.parametrize("label", ["label", ""])
+def test_images_without_targets_are_not_read_through_to_find_that_out(label: str) -> None:
+    asked = []
+
+    class Counted(list[Any]):
+        def __getitem__(self, place: Any) -> Any:
+            asked.append(place)
+            return super().__getitem__(place)
+
+    assert len(examples.read(Counted([(IMAGES[place % 12], None) for place in range(200)]), label=label)) == 200
+    assert len(asked) < 50
+
+
+def test_an_image_that_was_opened_and_can_not_be_read_is_named(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:3000])
+    found = examples.read([*IMAGES, Image.open(tmp_path / "a.png")])
+    with pytest.raises(DataError, match="item 12 of the data can't be read"):
+        _ = found.digest
 
 
 def test_masks_of_0_and_255_in_arrays_say_that_255_counts_nowhere() -> None:
@@ -482,7 +522,8 @@ def test_masks_of_0_and_255_in_arrays_say_that_255_counts_nowhere() -> None:
     assert found.notes == ("masks of the data hold 0 and 255 alone: 255 counts nowhere",)
     assert torch.equal(found.batch()["labels"], 255 * masks)
     assert examples.read((IMAGES, masks)).notes == ()
-    for other in (255 * masks[:, :, :1].clamp(min=1), 0 * masks, 254 * masks, 255 * masks[:, 0, 0]):
+    nothing = torch.zeros(12, 0, 4, dtype=torch.long)
+    for other in (255 + 0 * masks, 0 * masks, 254 * masks, 255 * masks[:, 0, 0], nothing):
         assert examples.read((IMAGES, other)).notes == (), "both, of each pixel, and no other"
     assert examples.read((IMAGES, torch.arange(12)[:, None, None].eq(3).long().expand(12, 32, 32) * 255)).notes
 
@@ -499,8 +540,9 @@ def test_what_is_no_mask_may_stand_beside_images_where_no_labels_are_asked_for()
     some = [(image, place or None) for place, image in enumerate(IMAGES)]
     batches = [(IMAGES[:6], torch.ones(6, 17, 2)), (IMAGES[6:], torch.ones(6, 17, 2))]
     dicts = [{"image": image, "caption": "a"} for image in IMAGES]
-    for source in (some, iter(points), iter(some), batches, iter(batches), iter(dicts), loading.DataLoader(points),
-                   loading.DataLoader(points, batch_size=3, collate_fn=pair_up)):  # fmt: skip
+    streamed = loading.DataLoader(Streamed(points), batch_size=3)
+    loaders = [loading.DataLoader(points), loading.DataLoader(points, batch_size=3, collate_fn=pair_up), streamed]
+    for source in (some, iter(points), iter(some), batches, iter(batches), iter(dicts), *loaders):
         with warnings.catch_warnings():
             warnings.simplefilter("error", DataWarning)
             found = examples.read(source, label="")

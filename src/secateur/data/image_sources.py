@@ -40,7 +40,7 @@ from secateur.errors import DataError, MissingExtraError
 
 __all__ = [
     "CHANNELS", "LARGEST", "Classified", "Data", "Items", "Shards", "find_held_out", "has_boxes", "has_places",
-    "is_batch", "is_mask", "is_shards", "is_table", "look_at", "look_through", "pair_of", "picture_of", "read_folder",
+    "is_batch", "is_mask", "is_shards", "is_table", "look_at", "pair_of", "picture_of", "read_folder",
     "read_hub", "read_pairs", "read_shards", "read_table", "restrict", "whole_of",
 ]  # fmt: skip
 
@@ -489,7 +489,7 @@ def _read_places(source: Data, name: str, *, labelled: bool) -> Classified:
     items.open(0)
     if labelled:
         _note_others(items.item(0), name)
-        labelled = any(items.pair(place)[1] is not None for place in look_through(items))
+        labelled = any(items.pair(place)[1] is not None for place in (0, *look_at(len(items))))
     kinds, classes = _read_labels(items) if labelled else (Labels(), whole_of(source)[0])
     return _name_classes(Images(items), kinds, name, "the second of each pair", classes)
 
@@ -501,15 +501,6 @@ def look_at(count: int) -> list[int]:
     """Some of so many places, the first and the last among them."""
     looks = min(_LOOKS, count)
     return [place * (count - 1) // max(1, looks - 1) for place in range(looks)]
-
-
-def look_through(items: Items) -> Iterator[int]:
-    """Places to look at for a label or another target: some, and then all where each example has room for one."""
-    looks = (0, *look_at(len(items)))
-    yield from looks
-    first = items.item(0)
-    if isinstance(first, tuple | list) and len(first) > 1:
-        yield from (place for place in range(len(items)) if place not in looks)
 
 
 def _note_others(item: object, name: str) -> None:
@@ -686,10 +677,13 @@ def _label(value: object) -> object:
 def picture_of(value: object, name: str) -> Picture:
     """An image as `transforms.Picture`: 16 bits as shares of 65,535; float tensors and arrays as they are."""
     if isinstance(value, Image.Image):
-        if value.mode in ("RGB", "L"):
-            return value.convert("RGB")
-        buffer = BytesIO()
-        value.save(buffer, "TIFF" if value.mode in ("F", "I") or value.mode.startswith("I;") else "PNG")
+        try:
+            if value.mode in ("RGB", "L"):
+                return value.convert("RGB")
+            buffer = BytesIO()
+            value.save(buffer, "TIFF" if value.mode in ("F", "I") or value.mode.startswith("I;") else "PNG")
+        except (OSError, SyntaxError) as error:  # a file that was opened and not yet read
+            raise DataError(f"{name} can't be read: {line(error)}") from error
         return decode(buffer.getvalue(), name)
     if isinstance(value, np.ndarray):
         whole = value.dtype in (np.uint8, np.uint16)

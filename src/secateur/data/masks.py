@@ -35,6 +35,8 @@ _ENDS = ("", "_mask", "-mask", "_label", "_seg")
 """What a mask's name has after its image's."""
 _LOSSLESS = frozenset({".png", ".bmp", ".tif", ".tiff", ".gif"})
 _NAMES = ("classes.txt", "labels.txt")
+_AT_ONCE = 2**20
+"""Numbers of masks in memory that are looked at in one go."""
 _SAMPLE = 200
 """Masks that are looked into before any is asked for."""
 _VOID = 255
@@ -160,12 +162,14 @@ class Masks:
 
 def is_binary(labels: Tensor) -> bool:
     """Whether masks [N, H, W] hold 0 and 255 and no other, as of files `Masks.look_binary` says."""
-    largest = set[int]()
-    for mask in labels if labels.dim() == 3 else ():  # one at a time, for one of the first tells most
-        if not bool(((mask == 0) | (mask == _VOID)).all()):
+    seen = {0: False, _VOID: False}
+    some = max(1, _AT_ONCE // max(1, labels[0].numel())) if len(labels) else 1
+    for part in labels.split(some) if labels.dim() == 3 else ():  # the first of them tell most
+        found = {value: part == value for value in seen}
+        if not bool((found[0] | found[_VOID]).all()):
             return False
-        largest.add(int(mask.max()))
-    return _VOID in largest and bool((labels == 0).any())
+        seen = {value: seen[value] or bool(found[value].any()) for value in seen}
+    return all(seen.values())
 
 
 @dataclass(frozen=True)

@@ -69,20 +69,21 @@ def read(source: image_sources.Data, name: str, *, labelled: bool = True) -> Tar
         return None
     items, notes = _Sized(data, name), tuple[str, ...]()
     try:
-        image, target = _first_with_target(items)
+        image, target = _first_with_target(items, labelled)
     except DataError:
         return None  # as `image_sources.read_pairs` will say, or a loader's own code may mend
-    boxed = image_sources.has_boxes(target)
-    if labelled and isinstance(target, Mapping) and _has_no_boxes(target):
-        raise DataError(f"{name} has no box that can be learned from: a detector needs some")
-    if not boxed and (image_sources.is_batch(image, target) or not image_sources.is_mask(target)):
-        _refuse_annotations(target, name)
+    boxed, bare = image_sources.has_boxes(target), labelled and _has_no_boxes(target)
+    if not (boxed or bare) and (image_sources.is_batch(image, target) or not image_sources.is_mask(target)):
+        if labelled:
+            _refuse_annotations(target, name)
         return None
     if isinstance(source, loading.DataLoader):
         if not _passes_on(source, items):
             return None
         data, notes = image_sources.restrict(source, name)
         items = _Sized(data, name)
+    if bare:
+        raise DataError(f"{name} has no box that can be learned from: a detector needs some")
     _check_steady(items)
     names, whole, places = image_sources.whole_of(data)
     if not boxed:
@@ -103,14 +104,18 @@ def read(source: image_sources.Data, name: str, *, labelled: bool = True) -> Tar
     return Targeted(Images(items), targets, classes=classes, ids=ids, notes=(*notes, *changed))
 
 
-def _first_with_target(items: Items) -> Pair:
-    """The first example, or, where that has nothing beside its image, one that has; see `look_through`."""
-    for place in image_sources.look_through(items):
+def _first_with_target(items: Items, labelled: bool) -> Pair:
+    """The first example, or, where that has nothing beside its image, the first that has of some of the others.
+
+    Of images with a number alone, as torchvision has those without boxes, all are asked, if labels are.
+    """
+    first = items.pair(0)
+    every = labelled and _has_no_boxes(first[1])
+    for place in show_bar(range(len(items)), f"boxes of {items.title}") if every else image_sources.look_at(len(items)):
         image, target = items.pair(place)
-        nothing = target is None or _has_no_boxes(target) or (isinstance(target, list) and not target)
-        if not nothing:
+        if not (target is None or _has_no_boxes(target) or (isinstance(target, list) and not target)):
             return image, target
-    return items.pair(0)
+    return first
 
 
 def _has_no_boxes(target: image_sources.Data) -> bool:

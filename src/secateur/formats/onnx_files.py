@@ -104,6 +104,10 @@ class _Pooling(TorchFunctionMode):
         return func(*args, **named)
 
 
+def _first(size: int | Sequence[int]) -> int:
+    return size[0] if isinstance(size, Sequence) else size
+
+
 def _pool(
     input: Tensor,
     kernel_size: int | Sequence[int],
@@ -112,9 +116,10 @@ def _pool(
     dilation: int | Sequence[int] = 1,
     ceil_mode: bool = False,
 ) -> Tensor:
-    size, step, edge, gaps = (
-        one if isinstance(one, int) else one[0] for one in (kernel_size, stride or kernel_size, padding, dilation)
-    )
+    size, step, edge, gaps = map(_first, (kernel_size, stride or kernel_size, padding, dilation))
+    whole: object = size  # a torch.SymInt where it was said as the length
+    if isinstance(whole, torch.SymInt) and whole == input.shape[-1] and (edge, gaps) == (0, 1):
+        return input.amax(-1, keepdim=True)  # of the whole series, however long
     rows = nn.functional.max_pool2d(input[..., None, :], (1, size), (1, step), (0, edge), (1, gaps), ceil_mode)
     return rows[..., 0, :]
 

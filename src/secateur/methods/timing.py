@@ -185,8 +185,10 @@ def choose_axes(subject: Transformer) -> tuple[Axis, ...]:
     heads: Axis = "kv_groups" if any(site.kind == "kv_groups" for site in units.sites.values()) else "heads"
     free, name = {site.kind for site in units.free()}, subject.family.model_type
     axes: tuple[Axis, ...] = (heads, "neurons")
+    lack = {"neurons": "they are those of experts"} if "expert_neurons" in free else {}
     stay = [
-        f"{axis.replace('_', ' ')} of this {name} model stay whole: {whole.get(axis, 'no units of them were found')}"
+        f"{axis.replace('_', ' ')} of this {name} model stay whole: "
+        f"{whole.get(axis) or lack.get(axis, 'no units of them were found')}"
         for axis in axes
         if axis not in free
     ]

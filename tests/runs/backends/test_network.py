@@ -138,6 +138,7 @@ def apart(place):
     return place
 
 
+@pytest.mark.usefixtures("planned")
 def test_held_out_data_of_ones_own_is_all_that_quality_is_measured_on(apart):
     seen, model = [], f"{apart}/model.py:build"
 

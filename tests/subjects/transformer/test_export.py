@@ -378,6 +378,7 @@ def test_onnx_of_other_networks_of_texts_takes_any_length(tmp_path: Path, kind: 
             torch.testing.assert_close(torch.from_numpy(one)[real], other[real], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.wide
 @pytest.mark.parametrize("kind", ["Mpt", "GPTNeo"])
 def test_onnx_of_a_decoder_whose_places_are_counted_or_whose_cache_is_not_free(tmp_path: Path, kind: str) -> None:
     """The one has a cache of as many tokens as it has places, the other is a pass over whole texts."""
