@@ -516,6 +516,37 @@ def test_an_image_that_was_opened_and_can_not_be_read_is_named(tmp_path: Path) -
         _ = found.digest
 
 
+@pytest.mark.parametrize("label", ["label", ""])
+def test_batches_of_ones_own_that_have_the_form_of_a_pair_are_refused(label: str) -> None:
+    """Two examples in a list are no images and labels, whatever is asked for."""
+    masked = [(image, torch.zeros(32, 32, dtype=torch.long)) for image in IMAGES]
+    empty = [(image, {"image_id": 0}) for image in IMAGES]
+    for items in (list(IMAGES), masked, [Boxes()[place] for place in range(12)], empty):
+        with pytest.raises(DataError, match=r"has a mask, which|has boxes, which|where an image belongs|has the label"):
+            examples.read(loading.DataLoader(Streamed(items), batch_size=2, collate_fn=list), label=label)
+
+
+def test_without_labels_there_are_neither_classes_nor_boxes() -> None:
+    assert examples.read((IMAGES, torch.zeros(12)), label="").labels is None
+    assert not examples.read([Boxes()[place] for place in range(12)], label="").targets
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "HSV", "L", "1", "P", "LA", "RGBA", "I", "F", "I;16"])
+def test_images_of_any_mode_that_were_opened_are_read(mode: str, tmp_path: Path) -> None:
+    grey = Image.linear_gradient("L").resize((8, 8))
+    values = np.asarray(grey)
+    numbers = {"F": np.float32(values / 255), "I;16": np.uint16(values)}
+    colours = grey.convert("RGB") if mode in ("CMYK", "YCbCr", "HSV") else grey
+    image = Image.fromarray(numbers[mode]) if mode in numbers else colours.convert(mode)
+    assert image.mode == mode
+    assert examples.read([(image, 0), (image, 1)]).inputs[:1].shape[-2:] == (8, 8)
+    grey.save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as closed:
+        pass
+    with pytest.raises(DataError, match="item 0 of the data can't be read"):
+        examples.read([(closed, 0)])
+
+
 def test_masks_of_0_and_255_in_arrays_say_that_255_counts_nowhere() -> None:
     masks = (IMAGES[:, 0] > 0.5).long()
     found = examples.read((IMAGES, 255 * masks))
@@ -525,6 +556,8 @@ def test_masks_of_0_and_255_in_arrays_say_that_255_counts_nowhere() -> None:
     nothing = torch.zeros(12, 0, 4, dtype=torch.long)
     for other in (255 + 0 * masks, 0 * masks, 254 * masks, 255 * masks[:, 0, 0], nothing):
         assert examples.read((IMAGES, other)).notes == (), "both, of each pixel, and no other"
+    with pytest.raises(DataError, match=r"12 inputs and labels of shape \(\): one each"):
+        examples.read((IMAGES, 3))
     assert examples.read((IMAGES, torch.arange(12)[:, None, None].eq(3).long().expand(12, 32, 32) * 255)).notes
 
 

@@ -448,7 +448,9 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
         inputs, kinds = found
         whole = _whole(kinds, name)
         notes = (f"masks of {name} hold 0 and 255 alone: 255 counts nowhere",) if masks_of.is_binary(whole) else ()
-        return Examples(_number(_shares(inputs), name), whole, name=name, notes=notes)
+        return Examples(
+            _number(_shares(inputs), name), whole if label else None, name=name, notes=notes if label else ()
+        )
     if source and not (isinstance(found, Iterable) or hasattr(found, "__getitem__")):
         raise DataError(
             f"{source} gave {type(found).__name__}: expected Examples, a tuple (inputs, labels), or a data set or an "

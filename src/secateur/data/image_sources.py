@@ -465,7 +465,8 @@ def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
             not batched and source.collate_fn is loading.default_convert
         )
         if not (plain and has_places(source.dataset)):
-            return _spool(_unbatch(source, name, batched=batched, labelled=labelled), name)
+            # What a collate_fn of one's own gives may have the form of a pair of images: its labels are looked at.
+            return _spool(_unbatch(source, name, batched=batched, labelled=labelled or not plain), name)
         source, notes = restrict(source, name)
         return replace(_read_places(source, name, labelled=labelled), notes=notes)
     if has_places(source):
@@ -674,15 +675,19 @@ def _label(value: object) -> object:
     return value.item() if math.prod(value.shape) == 1 else value.tolist()
 
 
+_KEPT = ("1", "P", "LA", "RGBA", "F", "I")
+"""Modes of PIL that are more than three colours, or other numbers: read as from a file. The first four are PNG's."""
+
+
 def picture_of(value: object, name: str) -> Picture:
     """An image as `transforms.Picture`: 16 bits as shares of 65,535; float tensors and arrays as they are."""
     if isinstance(value, Image.Image):
         try:
-            if value.mode in ("RGB", "L"):
+            if value.mode not in _KEPT and not value.mode.startswith("I;"):
                 return value.convert("RGB")
             buffer = BytesIO()
-            value.save(buffer, "TIFF" if value.mode in ("F", "I") or value.mode.startswith("I;") else "PNG")
-        except (OSError, SyntaxError) as error:  # a file that was opened and not yet read
+            value.save(buffer, "PNG" if value.mode in _KEPT[:4] else "TIFF")
+        except (OSError, SyntaxError, ValueError, AssertionError) as error:  # opened and not read, or closed
             raise DataError(f"{name} can't be read: {line(error)}") from error
         return decode(buffer.getvalue(), name)
     if isinstance(value, np.ndarray):
@@ -719,6 +724,8 @@ class _Spooled(Encoded):
 
     def add(self, value: object) -> None:
         """One more: {"bytes", "path"} as `datasets` has it, or an image."""
+        if isinstance(value, Mapping) and not {"bytes", "path"} & value.keys():
+            raise DataError(f"{self.name(len(self))} is {', '.join(map(str, value))}, where an image belongs")
         if isinstance(value, Mapping):
             data = value.get("bytes") or Path(value["path"]).read_bytes()
         elif isinstance(value, bytes):

@@ -162,9 +162,10 @@ class Masks:
 
 def is_binary(labels: Tensor) -> bool:
     """Whether masks [N, H, W] hold 0 and 255 and no other, as of files `Masks.look_binary` says."""
+    if labels.dim() != 3 or not labels.numel():
+        return False
     seen = {0: False, _VOID: False}
-    some = max(1, _AT_ONCE // max(1, labels[0].numel())) if len(labels) else 1
-    for part in labels.split(some) if labels.dim() == 3 else ():  # the first of them tell most
+    for part in labels.split(max(1, _AT_ONCE // labels[0].numel())):  # the first of them tell most
         found = {value: part == value for value in seen}
         if not bool((found[0] | found[_VOID]).all()):
             return False

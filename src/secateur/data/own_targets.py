@@ -72,7 +72,7 @@ def read(source: image_sources.Data, name: str, *, labelled: bool = True) -> Tar
         image, target = _first_with_target(items, labelled)
     except DataError:
         return None  # as `image_sources.read_pairs` will say, or a loader's own code may mend
-    boxed, bare = image_sources.has_boxes(target), labelled and _has_no_boxes(target)
+    boxed, bare = (labelled and has(target) for has in (image_sources.has_boxes, _has_no_boxes))
     if not (boxed or bare) and (image_sources.is_batch(image, target) or not image_sources.is_mask(target)):
         if labelled:
             _refuse_annotations(target, name)
