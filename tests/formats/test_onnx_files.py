@@ -361,15 +361,12 @@ def test_series_of_any_length_where_the_network_takes_them(
 class Along(nn.Module):
     """The largest along a series in both of torch's ways, beside numbers that have no length."""
 
-    def __init__(self, fixed: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.conv, self.line = nn.Conv1d(4, 6, 5), nn.Linear(2, 6)
         self.pool = nn.Sequential(nn.MaxPool1d(3, ceil_mode=True), nn.MaxPool1d((2,), (1,), dilation=3))
-        self.fixed = fixed
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        if self.fixed and x.shape[2] != 60:
-            raise ValueError("a length of 60")
         kept = torch.max_pool1d(self.pool(self.conv(x)), 3, 2, 1)
         return kept.mean(2) + nn.functional.max_pool1d(kept, kept.shape[2])[:, :, 0] + self.line(y)
 
@@ -386,14 +383,14 @@ def test_the_largest_along_series_is_exported_for_any_length_beside_what_has_non
         torch.testing.assert_close(torch.from_numpy(given), model(x, y), atol=1e-4, rtol=1e-4)
     program = onnx_files.program(model, inputs, {})
     torch.testing.assert_close(program.module()(x, y), model(x, y))
-    notes = onnx_files.write_module(Along(fixed=True).eval(), inputs, {}, tmp_path / "fixed.onnx")
-    assert notes == ("the ONNX file takes x of 4 x 60 only: their length is fixed in it",)
 
     sevenths = nn.Sequential(nn.Unflatten(1, (1, -1)), nn.AdaptiveAvgPool1d(7))  # which ONNX has for one length alone
     notes = onnx_files.write_module(sevenths, (torch.randn(2, 400),), {}, tmp_path / "sevenths.onnx")
     assert notes == ("the ONNX file takes input of 400 only: their length is fixed in it",)
-    told = onnx_files._describe_fixed([y, x[0, :1]], [y, x[0, :1]], ["y", "sound"], [y, torch.zeros(1, 99)])
-    assert told == ("the ONNX file takes sound of 93 only: their length is fixed in it",), "features have no length"
+    given = [y, x[0, :1], x]
+    told = onnx_files._describe_fixed(given, given, ["y", "sound", "x"], [y, torch.zeros(1, 99), x])
+    words = "the ONNX file takes {} only: their length is fixed in it"
+    assert told == (words.format("sound of 93"), words.format("x of 4 x 93")), "features have no length"
 
 
 def test_a_maximum_that_says_where_it_was_is_left_alone() -> None:

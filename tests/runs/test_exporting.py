@@ -285,6 +285,7 @@ def test_a_model_of_the_hub_goes_here_and_not_into_a_folder_of_its_name(sparse, 
         secateur.export("somebody/rounded", "int8")
 
 
+@pytest.mark.wide  # exported as in subjects/transformer/test_export.py
 def test_a_decoder_with_a_modelling_file_is_exported_with_cache_config_and_tokenizer(tmp_path):
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
