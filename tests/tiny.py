@@ -34,6 +34,7 @@ from transformers import (
 )
 
 import learnt
+from assets import facts
 
 WORDS = (  # noqa: SIM905
     "the a one two three tree garden gardener cuts prunes grows waters keeps branch branches leaf leaves root bud "
@@ -192,6 +193,12 @@ def taught(made: PreTrainedModel, steps: int = 200, seed: int = 0) -> PreTrained
 def fluent(kind: str) -> PreTrainedModel:
     """`taught(model(kind))`, one for all tests that only read it."""
     return taught(model(kind))
+
+
+def knowing(world: facts.World) -> Path:
+    """The folder of the model that knows these facts, which takes 16 s to train: one worker does."""
+    with learnt.take_turns("facts"):
+        return facts.model_folder(world)
 
 
 def folder(kind: str, path: Path, *, sentence: bool = False) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tiny
 from assets import facts
 from commands import forked
 from secateur.subjects.transformer.heads import read_lists
@@ -11,7 +12,7 @@ WORLD = facts.World()
 
 def test_conflicts_and_the_run_on_them(tmp_path):
     facts.write_table(WORLD, tmp_path / "facts.jsonl")
-    (tmp_path / "model").symlink_to(facts.model_folder(WORLD))
+    (tmp_path / "model").symlink_to(tiny.knowing(WORLD))
     done = forked(tmp_path, "conflicts", "facts.jsonl", "--model", "model", "--out", "prompts.jsonl", "--count", "60")
     assert done.code == 0, done.stderr
     assert "60 prompts in prompts.jsonl" in done.stdout
@@ -23,7 +24,7 @@ def test_conflicts_and_the_run_on_them(tmp_path):
 
 
 def test_what_is_wrong_with_facts_is_one_line_and_nothing_is_written(tmp_path):
-    (tmp_path / "model").symlink_to(facts.model_folder(WORLD))
+    (tmp_path / "model").symlink_to(tiny.knowing(WORLD))
     (tmp_path / "facts.jsonl").write_text('{"subject": "a", "relation": "b", "object": "c"}\n')
     (tmp_path / "same.jsonl").write_text('{"prompt": ". .", "memory": " is", "context": " is in"}\n' * 3)
     for words, part in (

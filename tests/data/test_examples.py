@@ -307,7 +307,6 @@ def test_inputs_that_are_no_numbers_are_refused_in_a_line(tmp_path, inputs, word
         ("[[1.0], [2.0]], [0, 0.5]", "the label 0.5 (example 1)"),
         ("[[1.0], [2.0]], torch.tensor([0, 0.5])", "the label 0.5 (example 1)"),
         ("[[1.0], [2.0]], [[0], [0, 1]]", f"labels that are no array: {WHOLE}"),
-        ("[[1.0], [2.0]], None", "the label None: "),
         ("[[1.0], [2.0, 3.0]], [0, 1]", "inputs that are no array of numbers (expected sequence of length 1"),
         ("Examples(torch.zeros(2, 2), torch.tensor([0, 0.5]), name='own')", "own has the label 0.5 (example 1)"),
     ],

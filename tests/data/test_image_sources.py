@@ -364,8 +364,218 @@ def test_labels_are_what_a_data_set_gives(monkeypatch):
     part = examples.read(Subset(Targets(), [1, 2, 3]))
     assert part.labels.tolist() == [6, 5, 6]
     assert part.classes == tuple("abcdefgh")
-    monkeypatch.setattr(image_sources.Items, "item", lambda self, place: (self.items[0][0], 5))
-    assert examples.read(Targets()).labels.tolist() == [5, 6] * 3, "no image is read for its label"
+    many, asked, item = Targets(), [], image_sources.Items.item
+    many.data, many.targets = np.concatenate([many.data] * 50), [5, 6] * 150
+    monkeypatch.setattr(image_sources.Items, "item", lambda self, place: asked.append(place) or item(self, place))
+    kinds, _ = image_sources._read_labels(image_sources.Items(many, "the data"))
+    assert kinds.end("", "").classes.tolist() == [5, 6] * 150
+    assert len(asked) == 8, "no image is read for its label but to see that it is what the data set gives"
+
+
+def test_a_folder_of_torchvision_has_the_classes_of_its_samples(tmp_path):
+    class_folder(tmp_path, 12)
+    data = torchvision.datasets.ImageFolder(str(tmp_path))
+    data.samples = [*data.samples[6:], *data.samples[:6]]
+    assert examples.read(data).labels.tolist() == [label for _, label in data] == [1] * 6 + [0] * 6
+    data.targets = [7] * 12
+    assert examples.read(Subset(data, [0, 11])).labels.tolist() == [1, 0]
+
+
+def test_what_a_data_set_calls_targets_is_asked_for_only_where_it_is_that():
+    wrong = Targets()
+    wrong.targets = [f"{place}.xml" for place in range(6)]
+    wrong.__class__ = type("Other", (Targets,), {"__getitem__": lambda self, place: (self.data[place], place % 2)})
+    wrong.__class__.__getitem__.__module__ = "torchvision.datasets.other"
+    assert examples.read(wrong).labels.tolist() == [0, 1] * 3
+    for given in (5, torch.tensor(3), Targets):
+        whole = Changed()
+        whole.targets, whole.found = given, [5, 6] * 3
+        whole.__class__ = type(
+            "Own", (Targets,), {"__getitem__": lambda self, place: (self.data[place], self.found[place])}
+        )
+        assert examples.read(whole).labels.tolist() == [5, 6] * 3
+
+
+class Named(Dataset):
+    """Images whose labels are names."""
+
+    classes = ("zebra", "ant", "cat")
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, place):
+        return torch.rand(3, 8, 8), ("zebra", "ant", "cat")[place % 3]
+
+
+def test_labels_that_are_names_of_classes_have_their_numbers():
+    whole = examples.read(Named())
+    part = examples.read(Subset(Named(), [0, 2, 3, 5]))
+    for data in (whole, part):
+        assert data.classes == ("zebra", "ant", "cat")
+    assert whole.labels.tolist() == [0, 1, 2] * 10
+    assert part.labels.tolist() == [0, 2, 0, 2]
+    others = Named()
+    others.classes = ("dog", "ant", "cat")
+    found = examples.read(others)
+    assert (found.classes, found.labels.tolist()[:3]) == (("ant", "cat", "zebra"), [2, 0, 1]), "no name of another"
+
+
+@pytest.mark.parametrize(
+    ("classes", "names"),
+    [
+        (np.unique([0, 1]), ("0", "1")),
+        (torch.tensor([4, 5]), ("4", "5")),
+        (3, ()),
+        (len, ()),
+        ({"a": 0}, ()),
+        ("ab", ()),
+    ],
+)
+def test_names_of_classes_stand_in_whatever_lists_them(classes, names):
+    data = TensorDataset(torch.rand(6, 3, 8, 8), torch.tensor([0, 1] * 3))
+    data.classes = classes
+    assert examples.read(data).classes == names
+
+
+def test_a_table_with_a_transform_of_ones_own_is_what_that_makes_of_it(tmp_path):
+    def shrink(rows):
+        rows["pixel_values"] = [torch.from_numpy(np.array(one.resize((8, 8)))).permute(2, 0, 1) / 255.0 - 0.5
+                                for one in rows.pop("image")]  # fmt: skip
+        return rows
+
+    data = examples.read(table(tmp_path).with_transform(shrink))
+    assert data.inputs.shape == (6, 3, 8, 8)
+    assert float(data.inputs[0].min()) < 0
+    assert (data.labels.tolist(), data.classes) == ([0] * 3 + [1] * 3, ("a", "b"))
+    plain = examples.read(table(tmp_path).with_transform(shrink), label="")
+    assert (len(plain), plain.labels, plain.classes) == (6, None, ())
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("form", ["Array3D", "Sequence"])
+def test_arrays_of_a_table_are_the_numbers_that_it_says(form, streamed):
+    numbers = np.random.default_rng(0).integers(0, 256, (4, 8, 9, 3), dtype=np.uint8)
+    kind = datasets.Array3D((8, 9, 3), "uint8")
+    if form == "Sequence":
+        kind = datasets.Sequence(datasets.Sequence(datasets.Sequence(datasets.Value("uint8"))))
+    features = datasets.Features({"image": kind, "label": datasets.Value("int64")})
+    rows = datasets.Dataset.from_dict({"image": list(numbers), "label": [0, 1, 0, 1]}, features=features)
+    data = examples.read(rows.to_iterable_dataset() if streamed else rows)
+    expected = torch.from_numpy(numbers).permute(0, 3, 1, 2) / 255.0
+    assert torch.equal(examples.with_transform(data, "none").inputs[:], expected)
+    assert data.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_the_column_of_images_is_the_one_that_is_called_so():
+    features = datasets.Features({name: datasets.Image() for name in ("annotation", "image")})
+    pictures = [Image.new("RGB", (8, 8), color) for color in ("black", "white")]
+    data = examples.read(
+        datasets.Dataset.from_dict({"annotation": pictures[:1], "image": pictures[1:]}, features), label=""
+    )
+    assert float(examples.with_transform(data, "none").inputs[0].min()) == 1.0
+
+
+def test_one_label_in_a_list_is_found_wherever_it_stands_and_few_in_a_data_set_are_missed_with_a_note():
+    some = [(torch.rand(3, 8, 8), 1 if place == 5 else None) for place in range(100)]
+    with pytest.raises(DataError, match=r"no label in .*, as 99 of 100 have none: label them or drop them"):
+        examples.read(some)
+    with pytest.warns(DataWarning, match="no label was found beside 8 of the 100 items of the data, which are read wi"):
+        assert examples.read(Subset(some, range(100))).labels is None
+
+
+def test_a_loader_that_shuffles_and_makes_batches_of_its_own_is_the_same_each_time():
+    rows = [(image, place % 2) for place, image in enumerate(torch.rand(12, 3, 8, 8))]
+    loader = DataLoader(rows, batch_size=5, shuffle=True, collate_fn=lambda batch: tuple(zip(*batch, strict=True)))
+    assert examples.read(loader).digest == examples.read(loader).digest
+
+
+def test_a_batch_may_be_images_alone():
+    images = torch.rand(12, 3, 8, 8)
+    for label in ("label", ""):
+        data = examples.read(DataLoader(images, batch_size=5, collate_fn=torch.stack), label=label)
+        assert (data.inputs.shape, data.labels) == ((12, 3, 8, 8), None)
+
+
+def test_labels_that_are_not_asked_for_may_be_anything_in_batches_of_ones_own():
+    images = torch.rand(12, 3, 8, 8)
+
+    def stack(batch):
+        return torch.stack([image for image, _ in batch]), [label for _, label in batch]
+
+    for labels in (
+        range(100, 112),
+        ["a cat"] * 12,
+        [[0, 1]] * 12,
+        [torch.rand(4)] * 12,
+        [{"boxes": 1, "labels": 2}] * 12,
+    ):
+        rows = list(zip(images, labels, strict=True))
+        data = examples.read(DataLoader(rows, batch_size=4, collate_fn=stack), label="")
+        assert (len(data), data.labels, data.targets, data.classes) == (12, None, (), ())
+
+
+def test_a_batch_of_two_may_hold_images_of_several_modes():
+    for images in (
+        [Image.new(mode, (8, 8)) for mode in ("RGB", "L", "RGBA")],
+        [np.zeros(shape, np.uint8) for shape in ((8, 8, 3), (8, 8), (8, 8, 4))],
+    ):
+        rows = [(image, place % 2) for place, image in enumerate(images * 4)]
+        loader = DataLoader(rows, batch_size=2, collate_fn=lambda batch: tuple(zip(*batch, strict=True)))
+        assert examples.read(loader).labels.tolist() == [0, 1] * 6
+        assert len(examples.read(loader, label="")) == 12
+
+
+def test_floats_with_their_colours_last_are_turned_where_nothing_else_can_stand_there():
+    numbers = np.random.default_rng(0).random((4, 8, 9, 3))
+    data = examples.read([(image, 0) for image in numbers])
+    assert torch.equal(
+        examples.with_transform(data, "none").inputs[:], torch.from_numpy(numbers).permute(0, 3, 1, 2).float()
+    )
+    for shape in ((3, 8, 3), (16, 8, 1), (16, 9, 4)):
+        assert examples.read([(np.zeros(shape), 0)]).inputs.shape == (1, *shape)
+
+
+def test_opened_images_are_read_as_their_files_are(tmp_path):
+    numbers = np.random.default_rng(0).integers(0, 256, (6, 7, 4), dtype=np.uint8)
+    deep = np.random.default_rng(0).integers(0, 65536, (6, 7), dtype=np.uint16)
+    coloured = Image.fromarray(numbers)
+    opened = [coloured.convert(mode) for mode in ("RGB", "RGBA", "LA", "P", "1", "L")]
+    opened += [Image.fromarray(deep), Image.fromarray(deep.astype(np.int32)), Image.fromarray(deep / np.float32(65535))]
+    opened[3].info["transparency"] = 0
+    for place, image in enumerate(opened):
+        file = tmp_path / f"{place}.{'png' if place < 6 else 'tif'}"
+        image.save(file)
+        read = [examples.with_transform(examples.read([one]), "none").inputs[0] for one in (image, Image.open(file))]
+        assert torch.equal(*read), image.mode
+        assert (
+            torch.equal(
+                read[0], examples.with_transform(examples.read([np.array(image.convert("RGB"))]), "none").inputs[0]
+            )
+            or place > 5
+        )
+    assert np.allclose(read[0], deep / 65535.0)
+
+
+def test_a_pass_over_images_tells_their_sizes_and_parts_know_what_the_whole_knows():
+    opened = []
+
+    class Counted(Dataset):
+        def __len__(self):
+            return 300
+
+        def __getitem__(self, place):
+            opened.append(place)
+            return Image.new("RGB", (8, 8), (place % 256, place // 256, 0)), place % 3
+
+    data = examples.read(Counted())
+    before = len(opened)
+    assert {data.inputs.source.size(place) for place in range(300)} == {(8, 8)}
+    assert len(opened) == before <= 330
+    assert data.digest
+    train, held = data.split()
+    assert len(np.intersect1d(train.keys(), held.keys())) == 0
+    assert len(opened) <= 2 * 330
 
 
 def test_arrays_of_16_bits_are_shares_of_their_largest(tmp_path):

@@ -522,7 +522,7 @@ def test_batches_of_ones_own_that_have_the_form_of_a_pair_are_refused(label: str
     masked = [(image, torch.zeros(32, 32, dtype=torch.long)) for image in IMAGES]
     empty = [(image, {"image_id": 0}) for image in IMAGES]
     for items in (list(IMAGES), masked, [Boxes()[place] for place in range(12)], empty):
-        with pytest.raises(DataError, match=r"has a mask, which|has boxes, which|where an image belongs|has the label"):
+        with pytest.raises(DataError, match="two examples in a list as a batch"):
             examples.read(loading.DataLoader(Streamed(items), batch_size=2, collate_fn=list), label=label)
 
 
@@ -559,6 +559,82 @@ def test_masks_of_0_and_255_in_arrays_say_that_255_counts_nowhere() -> None:
     with pytest.raises(DataError, match=r"12 inputs and labels of shape \(\): one each"):
         examples.read((IMAGES, 3))
     assert examples.read((IMAGES, torch.arange(12)[:, None, None].eq(3).long().expand(12, 32, 32) * 255)).notes
+
+
+def test_many_masks_in_an_array_are_looked_through_part_by_part() -> None:
+    masks = torch.zeros(3, 1024, 1024, dtype=torch.long)
+    masks[1] = 255
+    assert examples.read((torch.rand(3, 3, 4, 4), masks)).notes, "0 in one part and 255 in another"
+    masks[2, 0, 0] = 1
+    assert not examples.read((torch.rand(3, 3, 4, 4), masks)).notes
+
+
+def test_what_a_pair_of_arrays_has_beside_its_inputs_is_not_looked_at_where_nobody_asks() -> None:
+    for kinds in (["cat"] * 12, None, torch.rand(12, 4), [[0], [0, 1]]):
+        assert examples.read((IMAGES, kinds), label="").labels is None
+    assert examples.read((IMAGES, None)).labels is None
+    masks = 255 * (IMAGES[:, :1] > 0.5).long()
+    found = examples.read((IMAGES, masks), label="")
+    assert (found.labels, found.notes) == (None, ())
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_masks_may_have_a_channel_of_one_first_or_last(turned: bool) -> None:
+    masks = torch.randint(0, 3, (12, 32, 32), generator=DRAW)
+    with_channel = masks[..., None] if turned else masks[:, None]
+    for found in (
+        examples.read((IMAGES, with_channel)),
+        examples.read([*zip(IMAGES, with_channel, strict=True)]),
+        examples.read([*zip(IMAGES, with_channel.numpy(), strict=True)]),
+        examples.read(loading.DataLoader([*zip(IMAGES, with_channel, strict=True)], batch_size=4, collate_fn=pair_up)),
+    ):
+        assert torch.equal(found.batch()["labels"], masks)
+
+
+def test_a_loader_that_changes_images_or_drops_boxes_is_read_where_boxes_are_not_asked_for() -> None:
+    boxes = [Boxes()[place] for place in range(12)]
+    for collate in (pair_up, lambda batch: (torch.stack([image / 2 for image, _ in batch]), [one for _, one in batch])):
+        found = examples.read(loading.DataLoader(boxes, batch_size=4, collate_fn=collate), label="")
+        assert (len(found), found.targets, found.has_classes) == (12, (), False)
+    masks = [(image, torch.zeros(32, 32, dtype=torch.long)) for image in IMAGES]
+    half = examples.read(
+        loading.DataLoader(masks, batch_size=4, collate_fn=lambda batch: {"pixel_values": IMAGES[:4] / 2}), label=""
+    )
+    assert (half.has_classes, torch.equal(half.batch()["inputs"][:4], IMAGES[:4] / 2)) == (False, True)
+    with pytest.raises(DataError, match="makes other images, boxes or masks"):
+        examples.read(
+            loading.DataLoader(
+                masks,
+                batch_size=4,
+                collate_fn=lambda batch: {"pixel_values": IMAGES[:4], "targets": torch.ones(4, 32, 32)},
+            )
+        )
+
+
+@pytest.mark.parametrize("target", [{"annotation": {"object": []}}, {"image_id": 3, "boxes": torch.zeros(1, 4)}, {}])
+def test_what_stands_in_a_dict_beside_images_and_is_no_boxes_is_told(target: dict[str, Any]) -> None:
+    data = [(image, target) for image in IMAGES]
+    told = f"gives {', '.join(target)} beside each image: a class is one number" if target else "has no box"
+    with pytest.raises(DataError, match=told):
+        examples.read(data)
+    with pytest.raises(DataError, match=told):
+        examples.read(loading.DataLoader(data, batch_size=4))
+    assert len(examples.read(data, label="")) == 12
+
+
+def test_a_set_without_boxes_is_not_read_through_where_none_are_asked_for() -> None:
+    asked = []
+
+    class Counted(loading.Dataset[Any]):
+        def __len__(self) -> int:
+            return 200
+
+        def __getitem__(self, place: int) -> Any:
+            asked.append(place)
+            return IMAGES[place % 12], {"image_id": place}
+
+    assert len(examples.read(Counted(), label="")) == 200
+    assert len(asked) < 50
 
 
 def test_boxes_under_other_names_are_no_images_without_boxes() -> None:

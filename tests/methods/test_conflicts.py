@@ -31,7 +31,7 @@ TABLE = [
 
 @functools.cache
 def subject():
-    return open_subject(facts.model_folder(WORLD))
+    return open_subject(tiny.knowing(WORLD))
 
 
 @functools.cache

@@ -17,12 +17,12 @@ WORLD = facts.World()
 def test_prompts_are_written_and_read_again(tmp_path):
     table = facts.write_table(WORLD, tmp_path / "facts.jsonl")
     out = tmp_path / "prompts.jsonl"
-    made = make_conflicts(table, facts.model_folder(WORLD), out, relation="capital", kind="coherent", count=10)
+    made = make_conflicts(table, tiny.knowing(WORLD), out, relation="capital", kind="coherent", count=10)
     assert len(made) == 10
     assert "prompts drawn" in made.notes[-1]
     assert reading.read(out).items == made.items
     assert {(one.relation, one.kind) for one in made.items} == {("capital", "coherent")}
-    again = make_conflicts(facts.rows(WORLD), facts.model_folder(WORLD), relation="capital", kind="coherent", count=10)
+    again = make_conflicts(facts.rows(WORLD), tiny.knowing(WORLD), relation="capital", kind="coherent", count=10)
     assert again.items == made.items
 
 
@@ -33,11 +33,11 @@ def test_nothing_is_written_of_what_is_refused(tmp_path):
     with pytest.raises(DataError):  # it knows none of the words
         make_conflicts(table, model, out)
     with pytest.raises(InputError, match="holds conflict prompts already"):
-        make_conflicts([{"prompt": "a", "memory": "b", "context": "c"}], facts.model_folder(WORLD), out)
+        make_conflicts([{"prompt": "a", "memory": "b", "context": "c"}], tiny.knowing(WORLD), out)
     with pytest.raises(InputError, match="writes no text"):
         make_conflicts(table, tiny.folder("bert", tmp_path / "bert"), out)
     with pytest.raises(InputError, match="count=0"):
-        make_conflicts(table, facts.model_folder(WORLD), out, count=0)
+        make_conflicts(table, tiny.knowing(WORLD), out, count=0)
     assert not out.exists()
 
 
@@ -58,5 +58,5 @@ def test_what_is_there_is_not_written_over(tmp_path, monkeypatch):
             make_conflicts(table, "model", place, overwrite=overwrite)
     assert (table.read_text(), out.read_text()) == (before, "mine")
     monkeypatch.undo()
-    made = make_conflicts(table, facts.model_folder(WORLD), out, count=3, overwrite=True)
+    made = make_conflicts(table, tiny.knowing(WORLD), out, count=3, overwrite=True)
     assert reading.read(out).items == made.items

@@ -27,7 +27,7 @@ ASK = {"prompt": "{text} {question}", "closed": "{question}", "tokens": 1}
 
 @functools.cache
 def subject():
-    return open_subject(facts.model_folder(WORLD))
+    return open_subject(tiny.knowing(WORLD))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def agreement(place, silent):
 
 @pytest.mark.wide
 def test_without_heads_of_the_memory_more_is_answered_from_the_text(place, tmp_path, capsys):
-    line = ["study", "grounding", str(facts.model_folder(WORLD)), "--data", str(place / "questions.jsonl"), "--lists",
+    line = ["study", "grounding", str(tiny.knowing(WORLD)), "--data", str(place / "questions.jsonl"), "--lists",
             str(place), "--out", str(tmp_path / "out"), "--prompt", ASK["prompt"], "--closed", ASK["closed"],
             "--tokens", "1"]  # fmt: skip
     count = len(read(place / "questions.jsonl").rows)

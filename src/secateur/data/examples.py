@@ -446,11 +446,12 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
     labels.unnamed(f"{name} has no array of classes to be named", label=label)
     if isinstance(found, tuple) and len(found) == 2:
         inputs, kinds = found
-        whole = _whole(kinds, name)
-        notes = (f"masks of {name} hold 0 and 255 alone: 255 counts nowhere",) if masks_of.is_binary(whole) else ()
-        return Examples(
-            _number(_shares(inputs), name), whole if label else None, name=name, notes=notes if label else ()
-        )
+        whole = None if kinds is None or not label else _whole(kinds, name)
+        if whole is not None and whole.dim() == 4 and 1 in (whole.shape[1], whole.shape[-1]):  # masks with a channel
+            whole = whole.squeeze(1 if whole.shape[1] == 1 else -1)
+        binary = whole is not None and masks_of.is_binary(whole)
+        notes = (f"masks of {name} hold 0 and 255 alone: 255 counts nowhere",) if binary else ()
+        return Examples(_number(_shares(inputs), name), whole, name=name, notes=notes)
     if source and not (isinstance(found, Iterable) or hasattr(found, "__getitem__")):
         raise DataError(
             f"{source} gave {type(found).__name__}: expected Examples, a tuple (inputs, labels), or a data set or an "

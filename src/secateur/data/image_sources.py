@@ -15,7 +15,7 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
+from itertools import zip_longest
 from operator import length_hint
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -33,14 +33,14 @@ from secateur._utils.plugins import line
 from secateur.data import labels as labels_of
 from secateur.data import parts as parts_of
 from secateur.data import transforms
-from secateur.data.images import Encoded, Files, Images, Source, decode, is_image, naming
+from secateur.data.images import Encoded, Files, Images, Source, convert, is_image, naming
 from secateur.data.labels import Labels
 from secateur.data.transforms import Picture
 from secateur.errors import DataError, MissingExtraError
 
 __all__ = [
     "CHANNELS", "LARGEST", "Classified", "Data", "Items", "Shards", "find_held_out", "has_boxes", "has_places",
-    "is_batch", "is_mask", "is_shards", "is_table", "look_at", "pair_of", "picture_of", "read_folder",
+    "is_batch", "is_mask", "is_shards", "is_table", "pair_of", "picture_of", "read_folder",
     "read_hub", "read_pairs", "read_shards", "read_table", "restrict", "whole_of",
 ]  # fmt: skip
 
@@ -53,7 +53,7 @@ _PART = re.compile("train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?")
 _UNREAD = frozenset({".arw", ".cr2", ".dng", ".heic", ".heif", ".nef", ".psd", ".svg"})
 """Files of images that Pillow does not read by itself."""
 _IMAGE_COLUMNS = ("image", "img", "images", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target", "targets")
 _MASK_COLUMNS = ("mask", "masks")
 LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0}
 """Of numbers by which images are stored, what stands for 1."""
@@ -339,8 +339,9 @@ def read_table(source: Data, label: str = labels_of.DEFAULT) -> Classified:
 
 def _read_rows(rows: Data, label: str, name: str, datasets: Data) -> Classified:
     features = rows.features or {}
-    column = next((one for one, kind in features.items() if isinstance(kind, datasets.Image)), None)
-    column = column or next((one for one in _IMAGE_COLUMNS if one in features), None)
+    pictures = [one for one, kind in features.items() if isinstance(kind, datasets.Image)]
+    called = [one for one in _IMAGE_COLUMNS if one in (pictures or features)]
+    column = next(iter((*called, *pictures)), None)
     if column is None:
         known = ", ".join(features) or "none that are known"
         raise DataError(f"{name} has no column of images: it has {known}; name one of type datasets.Image, as `image`")
@@ -359,18 +360,46 @@ def _read_rows(rows: Data, label: str, name: str, datasets: Data) -> Classified:
             "tables are not read"
         )
     names = tuple(getattr(features.get(kinds), "names", None) or ()) if kinds else ()
+    if (getattr(rows, "format", None) or {}).get("type") == "custom":
+        return _read_places(_Shown(rows, kinds, names), name, labelled=bool(kinds))
     if isinstance(features[column], datasets.Image):
         rows = rows.cast_column(column, datasets.Image(decode=False))
+    kind = _kind_of_numbers(features[column])
     if isinstance(rows, datasets.IterableDataset):
-        pairs = ((row[column], row[kinds] if kinds else None) for row in rows)
-        return _spool(pairs, name, names)
-    values = Labels(rows.with_format(None)[kinds] if kinds else ())
+        found = ((row[column], row[kinds] if kinds else None) for row in rows)
+        return _spool(((np.asarray(image, kind) if kind else image, label) for image, label in found), name, names)
+    values = rows.with_format(None)[kinds] if kinds else ()
     if not isinstance(features[column], datasets.Image):
-        pairs = ((row[column], row[kinds] if kinds else None) for row in rows.with_format("numpy"))
-        return _spool(pairs, name, names)
+        pictures = rows.select_columns([column]).with_format(
+            "numpy" if kind else None, **({"dtype": kind} if kind else {})
+        )
+        return _spool(((row[column], label) for row, label in zip_longest(pictures, values)), name, names)
     images = Images(_Column(rows.with_format(None).select_columns(column), column, name))
     images.keys()
-    return _name_classes(images, values, name, kinds or "", names)
+    return _name_classes(images, Labels(values), name, kinds or "", names)
+
+
+def _kind_of_numbers(feature: Data) -> np.dtype[np.generic] | None:
+    """Of which numbers a column's arrays or nested lists are; None where it holds neither."""
+    inner = feature
+    while hasattr(inner, "feature"):
+        inner = inner.feature
+    kind = getattr(inner, "dtype", None)
+    return np.dtype(kind) if kind and (inner is not feature or hasattr(feature, "shape")) else None
+
+
+class _Shown:
+    """(image, label) of each row of a table with a transform of the user's own, as that gives them."""
+
+    def __init__(self, rows: Data, label: str | None, classes: tuple[str, ...]) -> None:
+        self.rows, self.label, self.classes = rows, label, classes
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> tuple[Data, Data]:
+        row = self.rows[int(place)]
+        return pair_of(row, "a row of the table")[0], row.get(self.label)
 
 
 def _parquet(source: Path) -> list[Path]:
@@ -405,6 +434,15 @@ def read_hub(name: str, label: str = labels_of.DEFAULT) -> Classified:
 # ------------------------------------------------------------------------------------------------------------ Python
 
 
+_LOOKS = 8
+"""Items of a data set that are asked what it has beside its images."""
+
+
+def _is_held(items: Data) -> bool:
+    """Whether they lie in memory as they are."""
+    return type(items) in (list, tuple)
+
+
 class Items(Source):
     """Images in a sequence of Python's: of arrays, tensors or PIL images, of (image, label), or of dicts of both.
 
@@ -413,6 +451,7 @@ class Items(Source):
 
     def __init__(self, items: Data, name: str) -> None:
         self.items, self.title = items, name
+        self._sizes = dict[int, tuple[int, int]]()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -423,24 +462,42 @@ class Items(Source):
 
     def pair(self, place: int) -> tuple[Data, Data]:
         """(image, its label or None)."""
-        return pair_of(self.item(place), self.name(place))
+        image, label = pair_of(self.item(place), self.name(place))
+        if isinstance(image, Image.Image):
+            self._sizes[place] = image.size
+        elif isinstance(image, Tensor | np.ndarray) and image.ndim in (2, 3):
+            height, width = image.shape[:2] if _has_channels_last(image) else image.shape[-2:]
+            self._sizes[place] = (width, height)
+        return image, label
 
     def item(self, place: int) -> Data:
         """What the sequence holds."""
+        if _is_held(self.items):
+            return self.items[place]
         with transforms.seed_generators([place]):
             try:
                 return self.items[place]
             except Exception as error:
                 raise DataError(f"{self.name(place)} can't be read: {line(error)}") from error
 
+    def ask(self) -> Sequence[int]:
+        """Places that show what stands beside images: all, if no image has to be read for it."""
+        return range(len(self)) if _is_held(self.items) else self.look()
+
+    def look(self) -> list[int]:
+        """A few places, the first and the last among them."""
+        looks = min(_LOOKS, len(self))
+        return [place * (len(self) - 1) // max(1, looks - 1) for place in range(looks)]
+
     def name(self, place: int) -> str:
         """Its place in the sequence."""
         return f"item {place} of {self.title}"
 
     def size(self, place: int) -> tuple[int, int]:
-        """(width, height)."""
-        picture = self.open(place)
-        return (picture.shape[-1], picture.shape[-2]) if isinstance(picture, Tensor) else picture.size
+        """(width, height), known once it was asked for."""
+        if place not in self._sizes:
+            self.open(place)
+        return self._sizes[place]
 
     def stamp(self, place: int) -> bytes:
         """Its shape and all its numbers."""
@@ -465,8 +522,8 @@ def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
             not batched and source.collate_fn is loading.default_convert
         )
         if not (plain and has_places(source.dataset)):
-            # What a collate_fn of one's own gives may have the form of a pair of images: its labels are looked at.
-            return _spool(_unbatch(source, name, batched=batched, labelled=labelled or not plain), name)
+            with transforms.seed_generators([0]):  # by which it may draw an order
+                return _spool(_unbatch(source, name, batched=batched, labelled=labelled), name)
         source, notes = restrict(source, name)
         return replace(_read_places(source, name, labelled=labelled), notes=notes)
     if has_places(source):
@@ -490,18 +547,11 @@ def _read_places(source: Data, name: str, *, labelled: bool) -> Classified:
     items.open(0)
     if labelled:
         _note_others(items.item(0), name)
-        labelled = any(items.pair(place)[1] is not None for place in (0, *look_at(len(items))))
+        labelled = any(items.pair(place)[1] is not None for place in items.ask())
+        if not labelled and isinstance(items.item(0), tuple | list) and not _is_held(source):
+            note(f"no label was found beside {_LOOKS} of the {len(items)} items of {name}, which are read without any")
     kinds, classes = _read_labels(items) if labelled else (Labels(), whole_of(source)[0])
     return _name_classes(Images(items), kinds, name, "the second of each pair", classes)
-
-
-_LOOKS = 8
-
-
-def look_at(count: int) -> list[int]:
-    """Some of so many places, the first and the last among them."""
-    looks = min(_LOOKS, count)
-    return [place * (count - 1) // max(1, looks - 1) for place in range(looks)]
 
 
 def _note_others(item: object, name: str) -> None:
@@ -572,11 +622,11 @@ def _read_labels(items: Items) -> tuple[Labels, tuple[str, ...]]:
     the `targets`, and none are known where what the items give is something else.
     """
     names, whole, places = whole_of(items.items)
-    targets = getattr(whole, "targets", None)
-    if targets is None or len(targets) != len(whole):
+    known = _targets_of(whole)
+    if known is None:
         return Labels(_label(items.pair(place)[1]) for place in range(len(items))), names
-    kept = [_label(targets[int(place)]) for place in places]
-    if _gives_targets(items.items):
+    kept = [_label(known[int(place)]) for place in places]
+    if _gives_targets(items.items) and all(_label(items.pair(place)[1]) == kept[place] for place in items.look()):
         return Labels(kept), names
     found = [_label(items.pair(place)[1]) for place in range(len(items))]
     return Labels(found), names if found == kept else ()
@@ -588,7 +638,21 @@ def whole_of(data: Data) -> tuple[tuple[str, ...], Data, Sequence[int]]:
     while isinstance(data, loading.Subset):
         places = [data.indices[place] for place in places]
         data = data.dataset
-    return tuple(map(str, getattr(data, "classes", None) or ())), data, places
+    names: Data = getattr(data, "classes", None)
+    if not isinstance(names, Iterable) or isinstance(names, str | bytes | Mapping):
+        names = ()
+    return tuple(map(str, names.tolist() if hasattr(names, "tolist") else names)), data, places
+
+
+def _targets_of(data: Data) -> Sequence[Data] | None:
+    """The label of each item, if the data set has them at hand: torchvision's folders give those of their `samples`."""
+    samples = getattr(data, "samples", None)
+    read = getattr(type(data), "__getitem__", None)
+    if getattr(read, "__qualname__", "") == "DatasetFolder.__getitem__" and samples is not None:
+        return [label for _, label in samples]
+    found: Data = getattr(data, "targets", None)
+    has_length = hasattr(found, "__len__") and not isinstance(found, type) and getattr(found, "shape", None) != ()
+    return found if has_length and len(found) == len(data) else None
 
 
 def _gives_targets(data: Data) -> bool:
@@ -608,9 +672,12 @@ def _unbatch(
     batched: all of them are. labelled: whether labels are asked for; else they are None, whatever stands there.
     """
     for number, item in enumerate(source):
-        if batched and not isinstance(item, Mapping) and not (isinstance(item, tuple | list) and len(item) == 2):
+        alone = batched and isinstance(item, Tensor | np.ndarray)
+        if batched and not (alone or isinstance(item, Mapping) or (isinstance(item, tuple | list) and len(item) == 2)):
             raise DataError(f"{name} gives batches of {type(item).__name__}: expected (images [B, ...], labels [B])")
         image, label = pair_of(item, f"item {number} of {name}")
+        if batched and _are_examples(image, label):
+            raise DataError(f"{name} gives two examples in a list as a batch: expected (images [B, ...], labels [B])")
         if labelled and not number:
             _note_others(item, name)
         batched = batched or is_batch(image, label)  # after a batch, one of three grey images is one as well
@@ -621,6 +688,22 @@ def _unbatch(
         if (not isinstance(labels, list | tuple) and not getattr(labels, "ndim", 0)) or len(image) != len(labels):
             raise DataError(f"item {number} of {name} is a batch of {len(image)} images: give a label for each")
         yield from zip(image, labels, strict=True)
+
+
+def _are_examples(one: Data, other: Data) -> bool:
+    """Whether these are two images, or (image, label) and (image, label), and no images and their labels."""
+    if isinstance(one, tuple | list):
+        return len(one) == 2 and _form_of(one[0]) != _form_of(one[1])
+    return _form_of(one) is not None and _form_of(other) is not None
+
+
+def _form_of(image: Data) -> Data:
+    """What images of a data set have in common: their kind, or of tensors the channels; None for no image."""
+    if isinstance(image, Image.Image):
+        return "opened"
+    if isinstance(image, np.ndarray):
+        return "array" if image.ndim in (2, 3) else None
+    return {image.shape[0], image.shape[-1]} & set(CHANNELS) if getattr(image, "ndim", 0) == 3 else None
 
 
 def is_batch(image: Data, label: Data) -> bool:
@@ -662,9 +745,9 @@ def has_boxes(target: Data) -> bool:
 
 
 def is_mask(target: Data) -> bool:
-    """Whether it is [H, W] or [1, H, W], or an image."""
+    """Whether it is [H, W], [1, H, W] or [H, W, 1], or an image."""
     shape = list(getattr(target, "shape", ()))
-    flat = len(shape) == 2 or (len(shape) == 3 and shape[0] == 1)
+    flat = len(shape) == 2 or (len(shape) == 3 and 1 in (shape[0], shape[-1]))
     return isinstance(target, Image.Image) or (flat and math.prod(shape) > 1)
 
 
@@ -675,26 +758,18 @@ def _label(value: object) -> object:
     return value.item() if math.prod(value.shape) == 1 else value.tolist()
 
 
-_KEPT = ("1", "P", "LA", "RGBA", "F", "I")
-"""Modes of PIL that are more than three colours, or other numbers: read as from a file. The first four are PNG's."""
-
-
 def picture_of(value: object, name: str) -> Picture:
     """An image as `transforms.Picture`: 16 bits as shares of 65,535; float tensors and arrays as they are."""
     if isinstance(value, Image.Image):
         try:
-            if value.mode not in _KEPT and not value.mode.startswith("I;"):
-                return value.convert("RGB")
-            buffer = BytesIO()
-            value.save(buffer, "PNG" if value.mode in _KEPT[:4] else "TIFF")
+            return convert(value, name)
+        except DataError:
+            raise
         except (OSError, SyntaxError, ValueError, AssertionError) as error:  # opened and not read, or closed
             raise DataError(f"{name} can't be read: {line(error)}") from error
-        return decode(buffer.getvalue(), name)
     if isinstance(value, np.ndarray):
-        whole = value.dtype in (np.uint8, np.uint16)
-        channels_last = value.ndim == 3 and whole and value.shape[-1] in CHANNELS
         tensor = torch.from_numpy(np.ascontiguousarray(value))
-        value = tensor.permute(2, 0, 1) if channels_last else tensor
+        value = tensor.permute(2, 0, 1) if _has_channels_last(value) else tensor
     if not isinstance(value, Tensor) or value.dim() not in (2, 3):
         shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
         raise DataError(
@@ -709,6 +784,15 @@ def picture_of(value: object, name: str) -> Picture:
         values = values[:3]
     largest = LARGEST.get(values.dtype)
     return values.float().contiguous() if largest is None else values.float() / largest
+
+
+def _has_channels_last(image: Tensor | NDArray[np.generic]) -> bool:
+    """Whether it is [H, W, C]: an array of whole numbers, or of floats where nothing but colours can stand last."""
+    if isinstance(image, Tensor) or image.ndim != 3:
+        return False
+    if image.dtype in (np.uint8, np.uint16):
+        return image.shape[-1] in CHANNELS
+    return image.shape[-1] == 3 and image.shape[0] not in CHANNELS
 
 
 class _Spooled(Encoded):
@@ -796,6 +880,12 @@ def _name_classes(images: Images, kinds: Labels, name: str, column: str, names: 
     found = kinds.end(name, column, "image")
     if found.classes is not None and not len(found.classes):  # none was added
         return Classified(images, None, names, name)
-    if found.classes is None and found.flaw:
-        raise DataError(found.flaw)
-    return Classified(images, found.classes, names or found.names, name)
+    if found.classes is None:  # but for numbers, or several for one image, none was added
+        if found.flaw:
+            raise DataError(found.flaw)
+        return Classified(images, None, names, name)
+    if not found.names:
+        return Classified(images, found.classes, names, name)
+    if not set(found.names) <= set(names):  # numbered by what the labels are called, in place of other names
+        return Classified(images, found.classes, found.names, name)
+    return Classified(images, np.array([names.index(one) for one in found.names])[found.classes], names, name)

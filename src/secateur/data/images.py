@@ -33,6 +33,7 @@ __all__ = [
     "Images",
     "Places",
     "Source",
+    "convert",
     "declare",
     "decode",
     "is_image",
@@ -375,11 +376,15 @@ def decode(file: bytes, name: str, *, turn: bool = True) -> Picture:
     Raises `DataError` for a file that is none, or is damaged.
     """
     with naming(name), Image.open(BytesIO(file)) as image:
-        upright = ImageOps.exif_transpose(image) if turn else image
-        if upright.mode.startswith("I") or upright.mode == "F":
-            return _deep(upright, name)
-        # Palettes with transparency warn unless they are unfolded first.
-        return (upright.convert("RGBA") if "transparency" in upright.info else upright).convert("RGB")
+        return convert(ImageOps.exif_transpose(image) if turn else image, name)
+
+
+def convert(image: Image.Image, name: str) -> Picture:
+    """An opened image as `decode` gives it, turned as it is."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _deep(image, name)
+    # Palettes with transparency warn unless they are unfolded first.
+    return (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
 
 
 def read_size(file: bytes, name: str) -> tuple[int, int]:

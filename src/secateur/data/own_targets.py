@@ -73,12 +73,13 @@ def read(source: image_sources.Data, name: str, *, labelled: bool = True) -> Tar
     except DataError:
         return None  # as `image_sources.read_pairs` will say, or a loader's own code may mend
     boxed, bare = (labelled and has(target) for has in (image_sources.has_boxes, _has_no_boxes))
+    loader = source if isinstance(source, loading.DataLoader) else None
     if not (boxed or bare) and (image_sources.is_batch(image, target) or not image_sources.is_mask(target)):
-        if labelled:
+        if labelled and (loader is None or loader.collate_fn is loading.default_collate):
             _refuse_annotations(target, name)
         return None
-    if isinstance(source, loading.DataLoader):
-        if not _passes_on(source, items):
+    if loader is not None:
+        if not _passes_on(loader, items, labelled):
             return None
         data, notes = image_sources.restrict(source, name)
         items = _Sized(data, name)
@@ -111,7 +112,7 @@ def _first_with_target(items: Items, labelled: bool) -> Pair:
     """
     first = items.pair(0)
     every = labelled and _has_no_boxes(first[1])
-    for place in show_bar(range(len(items)), f"boxes of {items.title}") if every else image_sources.look_at(len(items)):
+    for place in show_bar(range(len(items)), f"boxes of {items.title}") if every else items.ask():
         image, target = items.pair(place)
         if not (target is None or _has_no_boxes(target) or (isinstance(target, list) and not target)):
             return image, target
@@ -124,7 +125,13 @@ def _has_no_boxes(target: image_sources.Data) -> bool:
 
 
 def _refuse_annotations(target: image_sources.Data, name: str) -> None:
-    """Raise `DataError` for COCO's own annotations of an image."""
+    """Raise `DataError` for what is neither class nor mask nor boxes: annotations as COCO or Pascal VOC has them."""
+    if isinstance(target, Mapping):
+        raise DataError(
+            f"{name} gives {', '.join(map(str, target)) or 'nothing'} beside each image: a class is one number, boxes "
+            'are {"boxes": [n, 4] (x1, y1, x2, y2), "labels": [n]}, a mask is [H, W], and '
+            "torchvision's wrap_dataset_for_transforms_v2 makes boxes of its own data sets"
+        )
     if isinstance(target, list) and target and isinstance(target[0], Mapping) and "bbox" in target[0]:
         raise DataError(
             f"{name} gives annotations as COCO's file has them: give the folder of that file, or torchvision's "
@@ -136,7 +143,7 @@ def _check_mask(image: image_sources.Data, target: image_sources.Data, name: str
     """Raise `DataError` for what has two dimensions and is no mask of this image."""
     picture = image_sources.picture_of(image, name)
     own = tuple(picture.shape[-2:]) if isinstance(picture, Tensor) else picture.size[::-1]
-    given = target.size[::-1] if isinstance(target, Image.Image) else tuple(target.shape[-2:])
+    given = target.size[::-1] if isinstance(target, Image.Image) else tuple(_plane(target).shape)
     if given != own:
         raise DataError(
             f"{name} has {given[0]} x {given[1]} numbers beside an image of {own[0]} x {own[1]} pixels: a mask is as "
@@ -153,10 +160,15 @@ def _read_rest(whole: image_sources.Data, places: Sequence[int], name: str) -> I
                 yield _read_boxes(items, place)
 
 
-def _passes_on(loader: loading.DataLoader[image_sources.Data], items: Items) -> bool:
+def _plane(mask: image_sources.Data) -> image_sources.Data:
+    """[H, W] of a mask that is so, or [1, H, W], or [H, W, 1]."""
+    return mask if len(mask.shape) == 2 else mask[0] if mask.shape[0] == 1 else mask[..., 0]
+
+
+def _passes_on(loader: loading.DataLoader[image_sources.Data], items: Items, labelled: bool) -> bool:
     """Whether a loader's batches hold the images, boxes and masks of its data set; not if they hold classes.
 
-    Raises `DataError` where they hold others.
+    labelled: whether more than images is asked for. Raises `DataError` where they hold others, if it is.
     """
     if loader.collate_fn is loading.default_collate:
         return True
@@ -182,6 +194,8 @@ def _passes_on(loader: loading.DataLoader[image_sources.Data], items: Items) -> 
         own = [items.pair(place) for place in range(count)]
         if all(_are_equal(*both) for both in zip(pairs, own, strict=True)):
             return True
+    if not labelled:
+        return False
     raise DataError(
         f"the collate_fn of the loader of {items.title} makes other images, boxes or masks than its data set has: let "
         "the data set give them so, or give it alone and say transform="
@@ -214,7 +228,7 @@ def _arrays(pair: Pair) -> list[NDArray[np.generic]]:
     if not image_sources.is_mask(target):
         return [_numbers(numbers)]
     mask = _numbers(target)
-    return [_numbers(numbers), mask[0] if mask.ndim == 3 else mask]
+    return [_numbers(numbers), _plane(mask) if mask.ndim == 3 and not isinstance(target, Image.Image) else mask]
 
 
 def _numbers(given: image_sources.Data) -> NDArray[np.generic]:
@@ -226,7 +240,7 @@ def _numbers(given: image_sources.Data) -> NDArray[np.generic]:
 
 def _check_steady(items: Items) -> None:
     """Raise `DataError` for a data set that draws by a generator of its own: boxes and masks would not fit images."""
-    for place in image_sources.look_at(len(items)):
+    for place in items.look():
         if not _are_equal(items.pair(place), items.pair(place)):
             raise DataError(
                 f"{items.name(place)} is another each time it is asked for, by a random generator of the data set's "
@@ -239,19 +253,11 @@ _KEPT = 32
 
 
 class _Sized(Items):
-    """Items whose sizes are known once they were opened, and whose targets are those read with their images."""
+    """Items whose targets are those read with their images."""
 
     def __init__(self, items: image_sources.Data, name: str) -> None:
         super().__init__(items, name)
-        self._sizes = dict[int, tuple[int, int]]()
         self._targets = OrderedDict[int, image_sources.Data]()
-
-    def pair(self, place: int) -> Pair:
-        image, target = super().pair(place)
-        if place not in self._sizes:
-            picture = image_sources.picture_of(image, self.name(place))
-            self._sizes[place] = (picture.shape[-1], picture.shape[-2]) if isinstance(picture, Tensor) else picture.size
-        return image, target
 
     def open(self, place: int) -> Picture:
         image, target = self.pair(place)
@@ -264,12 +270,6 @@ class _Sized(Items):
         """What stands beside the image: a batch opens its images first, and no example is asked for twice."""
         found = self._targets.pop(place, None)
         return self.pair(place)[1] if found is None else found
-
-    def size(self, place: int) -> tuple[int, int]:
-        """(width, height)."""
-        if place not in self._sizes:
-            self.pair(place)
-        return self._sizes[place]
 
 
 def _read_boxes(items: Items, place: int) -> Annotation:
@@ -352,7 +352,7 @@ class ItemMasks(Masks):
             raise DataError(f"{where} has no mask, as others have: give numbers of classes [H, W]")
         given = np.array(target) if isinstance(target, Image.Image) else target
         values = torch.as_tensor(given).as_subclass(Tensor).detach().cpu()
-        values = values[0] if values.dim() == 3 and len(values) == 1 else values
+        values = _plane(values) if values.dim() == 3 and 1 in (values.shape[0], values.shape[-1]) else values
         if values.dim() != 2 or (values.is_floating_point() and not torch.equal(values, values.floor())):
             raise DataError(f"{where} has a mask of {values.dtype}, {list(values.shape)}: give whole numbers [H, W]")
         deep = values.dtype == torch.uint16 or (isinstance(target, Image.Image) and target.mode.startswith("I"))

@@ -120,11 +120,14 @@ def signature(name: str) -> list[Option]:
         UnknownRecipeError: no such recipe; names the nearest.
     """
     place = _locate(name)
-    names = _Names(_parse(place.text()))
-    return [
-        replace(option, annotation=names.write_out(option.annotation))
-        for option in read_options(place.text(), place.function)
-    ]
+    return list(_read_signature(place.text(), place.function))
+
+
+@functools.lru_cache(256)
+def _read_signature(source: str, function: str) -> tuple[Option, ...]:
+    names = _Names(_parse(source))
+    options = read_options(source, function)
+    return tuple(replace(option, annotation=names.write_out(option.annotation)) for option in options)
 
 
 def subject(name: str) -> str:
@@ -179,6 +182,11 @@ def read_options(source: str, name: str, *, by_position: bool = False) -> list[O
 
     by_position: the other parameters too, before them.
     """
+    return list(_read_options(source, name, by_position))
+
+
+@functools.lru_cache(256)
+def _read_options(source: str, name: str, by_position: bool) -> tuple[Option, ...]:
     module = _parse(source)
     function, types = _function(module, name), _Types(module)
     explained = _arguments(ast.get_docstring(function) or "")
@@ -202,7 +210,7 @@ def read_options(source: str, name: str, *, by_position: bool = False) -> list[O
             continue
         value = inspect.Parameter.empty if default is None else ast.literal_eval(default)
         options.append(Option(argument.arg, value, annotation, help, bounds))
-    return options
+    return tuple(options)
 
 
 def describe_bounds(limits: Iterable[tuple[str, Any]]) -> str:
@@ -323,9 +331,10 @@ def _places() -> dict[str, _Place]:
 
 
 def _locate(name: str) -> _Place:
+    place = _places().get(name)
+    if place is not None and _read_card(place.text()):
+        return place
     known = list(cards())
-    if name in known:
-        return _places()[name]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     raise UnknownRecipeError(f"no recipe is called {name!r}: {hint}")

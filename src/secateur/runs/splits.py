@@ -290,10 +290,11 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
         if len(data) < 3:
             few = f"{data.name} holds {len(data)} {backend.noun}"
             raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
+        digest = data.digest  # before the parts are drawn, which then know what lies there, and read no image for it
         train, held = _draw_parts(data, by_class, prompts, seed)
         notes = filter(None, (copies_note(train, held, backend.noun), odd))
         drawn = {_SPLIT: _BY_PROMPT} if prompts else {_SPLIT: _BY_CLASS} if by_class else {}
-        return Parts(train, held, {"data_sha256": data.digest, **drawn}, (*reading_notes(data), *notes))
+        return Parts(train, held, {"data_sha256": digest, **drawn}, (*reading_notes(data), *notes))
     held_out = backend.fit_data(held_out, subject)
     digests = {"data_sha256": data.digest, "held_out_sha256": held_out.digest}
     notes = filter(None, (copies_note(data, held_out, backend.noun, apart=True), odd))

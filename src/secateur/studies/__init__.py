@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,10 +31,18 @@ def cards() -> dict[str, dict[str, str]]:
     """
     found: dict[str, dict[str, str]] = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Assign) and [getattr(one, "id", "") for one in node.targets] == ["STUDY"]:
-                found[path.stem] = ast.literal_eval(node.value)
+        if card := _read_card(path.read_text(encoding="utf-8")):
+            found[path.stem] = dict(card)
     return found
+
+
+@functools.lru_cache(256)
+def _read_card(source: str) -> dict[str, str]:
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign) and [getattr(one, "id", "") for one in node.targets] == ["STUDY"]:
+            found: dict[str, str] = ast.literal_eval(node.value)
+            return found
+    return {}
 
 
 def options(name: str) -> list[Option]:

@@ -28,7 +28,7 @@ WORLD = facts.World()
 
 @functools.cache
 def subject():
-    return open_subject(facts.model_folder(WORLD))
+    return open_subject(tiny.knowing(WORLD))
 
 
 @functools.cache
@@ -311,7 +311,7 @@ def test_a_run_from_a_table_of_facts(tmp_path):
     """The user's case: a folder and a file in, evidence, a list to switch with and a model that loads plainly out."""
     table = facts.write_table(WORLD, tmp_path / "facts.jsonl")
     (tmp_path / "texts.txt").write_text("\n".join(one.prompt for one in parts()[0].items))
-    folder, out = facts.model_folder(WORLD), tmp_path / "out"
+    folder, out = tiny.knowing(WORLD), tmp_path / "out"
     how = dict(length=16, batch=2, form="mask", texts=str(tmp_path / "texts.txt"))
     (dry,) = secateur.run("ph3", str(folder), str(table), "heads=80%", out, dry_run=True, **how)
     assert not out.exists()

@@ -27,7 +27,7 @@ def test_the_data_of_a_recipe_may_name_its_backend():
 
 
 def test_a_table_becomes_prompts_that_the_model_knows_and_is_judged_by_them(monkeypatch):
-    backend, subject = ConflictPrompts(), open_subject(facts.model_folder(WORLD))
+    backend, subject = ConflictPrompts(), open_subject(tiny.knowing(WORLD))
     data = backend.fit_data(backend.read(facts.rows(WORLD)), subject)
     assert data.known
     assert backend.fit_data(data, subject) is data
