@@ -331,10 +331,9 @@ def _places() -> dict[str, _Place]:
 
 
 def _locate(name: str) -> _Place:
-    place = _places().get(name)
-    if place is not None and _read_card(place.text()):
-        return place
     known = list(cards())
+    if name in known:
+        return _places()[name]
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
     raise UnknownRecipeError(f"no recipe is called {name!r}: {hint}")
