@@ -428,7 +428,9 @@ def test_labels_that_are_names_of_classes_have_their_numbers():
         (torch.tensor([4, 5]), ("4", "5")),
         (3, ()),
         (len, ()),
-        ({"a": 0}, ()),
+        ({"b": 1, "a": 0}, ("a", "b")),
+        ({"a": 1}, ()),
+        (np.array(3), ()),
         ("ab", ()),
     ],
 )
@@ -450,6 +452,38 @@ def test_a_table_with_a_transform_of_ones_own_is_what_that_makes_of_it(tmp_path)
     assert (data.labels.tolist(), data.classes) == ([0] * 3 + [1] * 3, ("a", "b"))
     plain = examples.read(table(tmp_path).with_transform(shrink), label="")
     assert (len(plain), plain.labels, plain.classes) == (6, None, ())
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("key", ["label", "labels"])
+def test_a_transform_of_a_table_may_rename_its_labels_and_keep_its_images(tmp_path, key, adds):
+    def change(rows):
+        found = {"pixel_values": [torch.full((3, 4, 4), 0.25) for _ in rows["image"]], key: rows["label"]}
+        return {"image": rows["image"], **found} if adds else found
+
+    rows = table(tmp_path).with_transform(change)
+    for given in (rows, datasets.DatasetDict(train=rows)):
+        data = examples.read(given)
+        assert (data.labels.tolist(), data.classes) == ([0] * 3 + [1] * 3, ("a", "b"))
+        assert torch.equal(examples.with_transform(data, "none").inputs[:], torch.full((6, 3, 4, 4), 0.25))
+    more = (
+        table(tmp_path).remove_columns("label").with_transform(lambda rows: {**rows, "kind": [5] * len(rows["image"])})
+    )
+    assert examples.read(more, label="kind").labels.tolist() == [5] * 6
+
+
+def test_columns_of_lists_are_arrays_or_refused_in_a_line():
+    picture = Image.new("RGB", (8, 8))
+    for kind, value in (("image", [picture]), ("string", ["a"]), ("binary", [b"a"])):
+        inner = datasets.Image() if kind == "image" else datasets.Value(kind)
+        rows = datasets.Dataset.from_dict({"image": [value]}, datasets.Features({"image": datasets.Sequence(inner)}))
+        for given in (rows, rows.to_iterable_dataset()):
+            with pytest.raises(DataError, match="is list: give PIL images, or arrays"):
+                examples.read(given, label="")
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    encoded = datasets.Dataset.from_dict({"image": [buffer.getvalue()] * 2, "label": [0, 1]})
+    assert examples.read(encoded).inputs.shape == (2, 3, 8, 8)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -524,6 +558,86 @@ def test_a_batch_of_two_may_hold_images_of_several_modes():
         loader = DataLoader(rows, batch_size=2, collate_fn=lambda batch: tuple(zip(*batch, strict=True)))
         assert examples.read(loader).labels.tolist() == [0, 1] * 6
         assert len(examples.read(loader, label="")) == 12
+
+
+def test_a_batch_of_one_may_be_its_example():
+    for image in (torch.rand(3, 8, 9), Image.new("RGB", (9, 8)), np.zeros((8, 9, 3), np.uint8)):
+        rows = [(image, place % 2) for place in range(6)]
+        for label in ("label", ""):
+            data = examples.read(DataLoader(rows, batch_size=1, collate_fn=lambda batch: batch[0]), label=label)
+            assert data.inputs.shape == (6, 3, 8, 9)
+            assert (data.labels is None) == (label == "")
+    for alone in (torch.rand(3, 8, 9), np.zeros((8, 9, 3), np.uint8)):
+        with pytest.raises(DataError, match="gives batches of"):
+            examples.read(DataLoader([alone] * 6, batch_size=1, collate_fn=lambda batch: batch[0]), label="")
+    with pytest.raises(DataError, match="is a batch of 3 images: give a label for each"):
+        examples.read(DataLoader([(torch.rand(3, 8, 9), [1, 2])] * 6, collate_fn=lambda batch: batch[0]), label="")
+
+
+def test_batches_of_two_are_images_and_labels_whatever_their_channels():
+    several = [torch.rand(4 if place == 2 else 3, 8, 9) for place in range(6)]
+    loader = DataLoader(
+        [*zip(several, [0, 1] * 3, strict=True)], batch_size=2, collate_fn=lambda batch: [*zip(*batch, strict=True)]
+    )
+    assert examples.read(loader).labels.tolist() == [0, 1] * 3
+    grey = [(image, [place]) for place, image in enumerate(np.random.default_rng(0).random((8, 9, 9)))]
+
+    def stack(batch):
+        return np.stack([image for image, _ in batch]), np.array([label for _, label in batch])
+
+    data = examples.read(DataLoader(grey, batch_size=2, collate_fn=stack))
+    assert (data.labels.tolist(), len(data)) == ([*range(8)], 8)
+    for rows in ([torch.rand(3, 8, 9)] * 4, [np.zeros((8, 9, 3))] * 4, [Image.new("L", (9, 8))] * 4):
+        for label in ("label", ""):
+            with pytest.raises(DataError, match="two examples in a list as a batch"):
+                examples.read(DataLoader(rows, batch_size=2, collate_fn=list), label=label)
+
+
+def test_targets_may_be_of_pandas_whose_rows_have_names():
+    pandas = pytest.importorskip("pandas")
+    for given in (
+        pandas.Series([5, 6] * 3, index=range(100, 106)),
+        pandas.DataFrame({"a": [5, 6] * 3}),
+        dict.fromkeys(range(6)),
+    ):
+        data = Targets()
+        data.targets, data.found = given, [5, 6] * 3
+        data.__class__ = type(
+            "Own", (Targets,), {"__getitem__": lambda self, place: (self.data[place], self.found[place])}
+        )
+        assert examples.read(data).labels.tolist() == [5, 6] * 3
+
+
+def test_names_of_classes_number_the_labels_of_loaders_and_streams_too():
+    class Stream(IterableDataset):
+        classes = Named.classes
+
+        def __iter__(self):
+            return iter([Named()[place] for place in range(6)])
+
+    loader = DataLoader(Named(), batch_size=3, collate_fn=lambda batch: tuple(zip(*batch, strict=True)))
+    for source in (loader, Stream()):
+        data = examples.read(source)
+        assert (data.classes, data.labels.tolist()[:3]) == (("zebra", "ant", "cat"), [0, 1, 2])
+    numbered = TensorDataset(torch.rand(6, 3, 8, 8), torch.tensor([0, 1] * 3))
+    numbered.classes = ("a", "b")
+    assert (
+        examples.read(DataLoader(numbered, collate_fn=lambda batch: (batch[0][0][None], [1 - batch[0][1]]))).classes
+        == ()
+    )
+
+
+def test_what_names_are_dropped_and_what_labels_are_not_found_is_said():
+    others = Named()
+    others.classes = ("dog", "ant", "cat")
+    with pytest.warns(DataWarning, match="has the label 'zebra', which is none of its classes: they are numbered"):
+        examples.read(others)
+    with pytest.warns(DataWarning, match="beside 5 of the 5 items"):
+        examples.read(Subset([(torch.rand(3, 8, 8), None)] * 5, range(5)))
+    for quiet in (TensorDataset(torch.rand(5, 3, 8, 8)), [(torch.rand(3, 8, 8), None)] * 5):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DataWarning)
+            examples.read(quiet)
 
 
 def test_floats_with_their_colours_last_are_turned_where_nothing_else_can_stand_there():

@@ -622,6 +622,18 @@ def test_what_stands_in_a_dict_beside_images_and_is_no_boxes_is_told(target: dic
     assert len(examples.read(data, label="")) == 12
 
 
+def test_a_mask_late_in_a_list_is_found_and_boxes_on_arrays_know_their_images() -> None:
+    late = [(image, torch.zeros(32, 32) if place == 5 else None) for place, image in enumerate(IMAGES)]
+    with pytest.raises(DataError, match="item 0 of the data has no mask, as others have"):
+        examples.with_transform(examples.read(late), "none").batch()
+    target = {"boxes": torch.tensor([[10.0, 1.0, 28.0, 12.0]]), "labels": torch.tensor([1])}
+    found = examples.read([(np.zeros((16, 30, 3), np.uint8), target)] * 2)
+    assert found.targets[0]["boxes"].tolist() == [[10.0, 1.0, 28.0, 12.0]], "within an image 30 wide"
+    coco = [(image, [{"bbox": [1, 2, 3, 4]}]) for image in IMAGES]
+    with pytest.raises(DataError, match="gives annotations as COCO's file has them"):
+        examples.read(loading.DataLoader(coco, batch_size=3, collate_fn=pair_up))
+
+
 def test_a_set_without_boxes_is_not_read_through_where_none_are_asked_for() -> None:
     asked = []
 

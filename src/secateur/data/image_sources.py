@@ -53,7 +53,8 @@ _PART = re.compile("train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?")
 _UNREAD = frozenset({".arw", ".cr2", ".dng", ".heic", ".heif", ".nef", ".psd", ".svg"})
 """Files of images that Pillow does not read by itself."""
 _IMAGE_COLUMNS = ("image", "img", "images", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target", "targets")
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
+_LABEL_KEYS = (*_LABEL_COLUMNS, "targets")
 _MASK_COLUMNS = ("mask", "masks")
 LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0}
 """Of numbers by which images are stored, what stands for 1."""
@@ -345,7 +346,8 @@ def _read_rows(rows: Data, label: str, name: str, datasets: Data) -> Classified:
     if column is None:
         known = ", ".join(features) or "none that are known"
         raise DataError(f"{name} has no column of images: it has {known}; name one of type datasets.Image, as `image`")
-    if label not in ("", labels_of.DEFAULT):
+    shown = (getattr(rows, "format", None) or {}).get("type") == "custom"  # by a transform of the user's own
+    if label not in ("", labels_of.DEFAULT) and not shown:
         labels_of.check(label, features, name)
     kinds = next((one for one in (label, *_LABEL_COLUMNS) if one in features), None) if label else None
     if kinds and isinstance(features[kinds], datasets.Image):
@@ -353,15 +355,15 @@ def _read_rows(rows: Data, label: str, name: str, datasets: Data) -> Classified:
             f"{name} has images in {kinds!r}, where classes belong: give masks as a list of (image, mask), or as "
             "folders images/ and masks/"
         )
-    if label and not kinds and (others := [one for one in features if one != column]):
+    if label and not kinds and not shown and (others := [one for one in features if one != column]):
         note(
             f"{name} has no column {', '.join(_LABEL_COLUMNS)}, and is read without classes; it has "
             f"{', '.join(others)}: name that of the classes (--label), or say label='' for none; masks and boxes of "
             "tables are not read"
         )
     names = tuple(getattr(features.get(kinds), "names", None) or ()) if kinds else ()
-    if (getattr(rows, "format", None) or {}).get("type") == "custom":
-        return _read_places(_Shown(rows, kinds, names), name, labelled=bool(kinds))
+    if shown:
+        return _read_places(_Shown(rows, label, names), name, labelled=bool(label))
     if isinstance(features[column], datasets.Image):
         rows = rows.cast_column(column, datasets.Image(decode=False))
     kind = _kind_of_numbers(features[column])
@@ -384,14 +386,19 @@ def _kind_of_numbers(feature: Data) -> np.dtype[np.generic] | None:
     inner = feature
     while hasattr(inner, "feature"):
         inner = inner.feature
-    kind = getattr(inner, "dtype", None)
-    return np.dtype(kind) if kind and (inner is not feature or hasattr(feature, "shape")) else None
+    if inner is feature and not hasattr(feature, "shape"):
+        return None
+    try:
+        kind = np.dtype(getattr(inner, "dtype", None))
+    except TypeError:  # strings, bytes, images
+        return None
+    return kind if kind.kind in "biuf" else None
 
 
 class _Shown:
     """(image, label) of each row of a table with a transform of the user's own, as that gives them."""
 
-    def __init__(self, rows: Data, label: str | None, classes: tuple[str, ...]) -> None:
+    def __init__(self, rows: Data, label: str, classes: tuple[str, ...]) -> None:
         self.rows, self.label, self.classes = rows, label, classes
 
     def __len__(self) -> int:
@@ -399,7 +406,8 @@ class _Shown:
 
     def __getitem__(self, place: int) -> tuple[Data, Data]:
         row = self.rows[int(place)]
-        return pair_of(row, "a row of the table")[0], row.get(self.label)
+        image, label = pair_of(row, "a row of the table")
+        return row.get("pixel_values", image), row.get(self.label, label)
 
 
 def _parquet(source: Path) -> list[Path]:
@@ -523,7 +531,8 @@ def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
         )
         if not (plain and has_places(source.dataset)):
             with transforms.seed_generators([0]):  # by which it may draw an order
-                return _spool(_unbatch(source, name, batched=batched, labelled=labelled), name)
+                pairs = _unbatch(source, name, batched=batched, labelled=labelled)
+                return _spool(pairs, name, called=_names_of(source.dataset))
         source, notes = restrict(source, name)
         return replace(_read_places(source, name, labelled=labelled), notes=notes)
     if has_places(source):
@@ -533,7 +542,7 @@ def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
             f"data is of {type(source).__name__}: give a path, Examples, (inputs, labels), or a data set or an "
             "iterable of (image, label)"
         )
-    return _spool(_unbatch(source, name, labelled=labelled), name)
+    return _spool(_unbatch(source, name, labelled=labelled), name, called=_names_of(source))
 
 
 def _read_places(source: Data, name: str, *, labelled: bool) -> Classified:
@@ -548,8 +557,10 @@ def _read_places(source: Data, name: str, *, labelled: bool) -> Classified:
     if labelled:
         _note_others(items.item(0), name)
         labelled = any(items.pair(place)[1] is not None for place in items.ask())
-        if not labelled and isinstance(items.item(0), tuple | list) and not _is_held(source):
-            note(f"no label was found beside {_LOOKS} of the {len(items)} items of {name}, which are read without any")
+        paired = isinstance(items.item(0), tuple | list) and len(items.item(0)) == 2
+        if not labelled and paired and not _is_held(source):
+            looks = len(items.look())
+            note(f"no label was found beside {looks} of the {len(items)} items of {name}, which are read without any")
     kinds, classes = _read_labels(items) if labelled else (Labels(), whole_of(source)[0])
     return _name_classes(Images(items), kinds, name, "the second of each pair", classes)
 
@@ -559,7 +570,7 @@ def _note_others(item: object, name: str) -> None:
     if not isinstance(item, Mapping):
         return
     image, label, mask = (
-        next((one for one in names if one in item), None) for names in (_IMAGE_COLUMNS, _LABEL_COLUMNS, _MASK_COLUMNS)
+        next((one for one in names if one in item), None) for names in (_IMAGE_COLUMNS, _LABEL_KEYS, _MASK_COLUMNS)
     )
     if label and mask:
         note(
@@ -638,10 +649,19 @@ def whole_of(data: Data) -> tuple[tuple[str, ...], Data, Sequence[int]]:
     while isinstance(data, loading.Subset):
         places = [data.indices[place] for place in places]
         data = data.dataset
+    return _names_of(data), data, places
+
+
+def _names_of(data: Data) -> tuple[str, ...]:
+    """What a data set calls its classes, if it lists them, or numbers them from 0."""
     names: Data = getattr(data, "classes", None)
-    if not isinstance(names, Iterable) or isinstance(names, str | bytes | Mapping):
-        names = ()
-    return tuple(map(str, names.tolist() if hasattr(names, "tolist") else names)), data, places
+    if isinstance(names, Mapping):
+        by_number = {number: name for name, number in names.items()}
+        names = [by_number.get(number) for number in range(len(names))]
+        names = () if None in names else names
+    if not isinstance(names, Iterable) or isinstance(names, str | bytes) or getattr(names, "shape", None) == ():
+        return ()
+    return tuple(map(str, names.tolist() if hasattr(names, "tolist") else names))
 
 
 def _targets_of(data: Data) -> Sequence[Data] | None:
@@ -651,8 +671,11 @@ def _targets_of(data: Data) -> Sequence[Data] | None:
     if getattr(read, "__qualname__", "") == "DatasetFolder.__getitem__" and samples is not None:
         return [label for _, label in samples]
     found: Data = getattr(data, "targets", None)
-    has_length = hasattr(found, "__len__") and not isinstance(found, type) and getattr(found, "shape", None) != ()
-    return found if has_length and len(found) == len(data) else None
+    listed = hasattr(found, "__len__") and not isinstance(found, type | Mapping) and getattr(found, "shape", None) != ()
+    if not listed or len(found) != len(data):
+        return None
+    values: Sequence[Data] = found.to_numpy() if hasattr(found, "to_numpy") else found  # pandas names its rows
+    return values
 
 
 def _gives_targets(data: Data) -> bool:
@@ -672,38 +695,47 @@ def _unbatch(
     batched: all of them are. labelled: whether labels are asked for; else they are None, whatever stands there.
     """
     for number, item in enumerate(source):
-        alone = batched and isinstance(item, Tensor | np.ndarray)
+        alone = batched and isinstance(item, Tensor | np.ndarray) and is_batch(item, item)
         if batched and not (alone or isinstance(item, Mapping) or (isinstance(item, tuple | list) and len(item) == 2)):
             raise DataError(f"{name} gives batches of {type(item).__name__}: expected (images [B, ...], labels [B])")
         image, label = pair_of(item, f"item {number} of {name}")
         if batched and _are_examples(image, label):
             raise DataError(f"{name} gives two examples in a list as a batch: expected (images [B, ...], labels [B])")
+        if batched and _is_one(image, label):
+            yield image, label if labelled else None
+            continue
         if labelled and not number:
             _note_others(item, name)
         batched = batched or is_batch(image, label)  # after a batch, one of three grey images is one as well
         if not batched:
             yield image, label if labelled else None
             continue
-        labels = [None] * len(image) if label is None or not labelled else label
+        labels = [None] * len(image) if label is None or (not labelled and is_batch(image, image)) else label
         if (not isinstance(labels, list | tuple) and not getattr(labels, "ndim", 0)) or len(image) != len(labels):
             raise DataError(f"item {number} of {name} is a batch of {len(image)} images: give a label for each")
-        yield from zip(image, labels, strict=True)
+        yield from zip(image, labels if labelled else [None] * len(image), strict=True)
 
 
 def _are_examples(one: Data, other: Data) -> bool:
     """Whether these are two images, or (image, label) and (image, label), and no images and their labels."""
     if isinstance(one, tuple | list):
-        return len(one) == 2 and _form_of(one[0]) != _form_of(one[1])
-    return _form_of(one) is not None and _form_of(other) is not None
+        return len(one) == 2 and _may_be_image(one[0]) and not _may_be_image(one[1], one[0])
+    return getattr(one, "ndim", 0) == getattr(other, "ndim", 0) and _may_be_image(one) and _may_be_image(other)
 
 
-def _form_of(image: Data) -> Data:
-    """What images of a data set have in common: their kind, or of tensors the channels; None for no image."""
+def _may_be_image(value: Data, other: Data = None) -> bool:
+    """Whether it is a single image, of the dimensions of the `other`, which is a tensor as well."""
+    alike = not isinstance(other, Tensor) or getattr(value, "ndim", 0) == other.ndim
+    whole = isinstance(value, Tensor) and value.dtype in (torch.int64, torch.bool)  # as masks are
+    return isinstance(value, Image.Image) or (getattr(value, "ndim", 0) in (2, 3) and alike and not whole)
+
+
+def _is_one(image: Data, label: Data) -> bool:
+    """Whether a batch is one example: an opened image, or an array with channels and one label."""
     if isinstance(image, Image.Image):
-        return "opened"
-    if isinstance(image, np.ndarray):
-        return "array" if image.ndim in (2, 3) else None
-    return {image.shape[0], image.shape[-1]} & set(CHANNELS) if getattr(image, "ndim", 0) == 3 else None
+        return True
+    single = not isinstance(label, list | tuple) and label is not None and not getattr(label, "ndim", 0)
+    return single and getattr(image, "ndim", 0) == 3 and bool({image.shape[0], image.shape[-1]} & set(CHANNELS))
 
 
 def is_batch(image: Data, label: Data) -> bool:
@@ -730,7 +762,7 @@ def pair_of(item: object, where: str) -> tuple[Data, Data]:
             raise DataError(f"{where} has {', '.join(map(str, item))} and no image: call it `image`, its class `label`")
         if has_boxes(item):
             return item[image], {name: value for name, value in item.items() if name != image}
-        return item[image], next((item[name] for name in (*_LABEL_COLUMNS, *_MASK_COLUMNS) if name in item), None)
+        return item[image], next((item[name] for name in (*_LABEL_KEYS, *_MASK_COLUMNS) if name in item), None)
     if isinstance(item, Image.Image | Tensor | np.ndarray):
         return item, None
     if isinstance(item, tuple | list) and len(item) in (1, 2):
@@ -765,7 +797,7 @@ def picture_of(value: object, name: str) -> Picture:
             return convert(value, name)
         except DataError:
             raise
-        except (OSError, SyntaxError, ValueError, AssertionError) as error:  # opened and not read, or closed
+        except (OSError, SyntaxError, ValueError, TypeError, AssertionError) as error:  # opened, not read, or closed
             raise DataError(f"{name} can't be read: {line(error)}") from error
     if isinstance(value, np.ndarray):
         tensor = torch.from_numpy(np.ascontiguousarray(value))
@@ -856,8 +888,10 @@ class _Spooled(Encoded):
         return self.fetch(place, 0, self.length(place))
 
 
-def _spool(pairs: Iterable[tuple[object, object]], name: str, names: tuple[str, ...] = ()) -> Classified:
-    """Pass over (image, label) once, and keep them."""
+def _spool(
+    pairs: Iterable[tuple[object, object]], name: str, names: tuple[str, ...] = (), called: tuple[str, ...] = ()
+) -> Classified:
+    """Pass over (image, label) once, and keep them. names, called: see `_name_classes`."""
     source, kinds = _Spooled(name), Labels()
     for image, label in pairs:
         if has_boxes(label) or is_mask(label):
@@ -873,10 +907,13 @@ def _spool(pairs: Iterable[tuple[object, object]], name: str, names: tuple[str, 
     source.end()
     images = Images(source)
     images.keys()
-    return _name_classes(images, kinds, name, "the second of each pair", names)
+    return _name_classes(images, kinds, name, "the second of each pair", names, called)
 
 
-def _name_classes(images: Images, kinds: Labels, name: str, column: str, names: tuple[str, ...] = ()) -> Classified:
+def _name_classes(
+    images: Images, kinds: Labels, name: str, column: str, names: tuple[str, ...] = (), called: tuple[str, ...] = ()
+) -> Classified:
+    """names: of the classes by their numbers; called: of those that are given by name alone."""
     found = kinds.end(name, column, "image")
     if found.classes is not None and not len(found.classes):  # none was added
         return Classified(images, None, names, name)
@@ -886,6 +923,10 @@ def _name_classes(images: Images, kinds: Labels, name: str, column: str, names: 
         return Classified(images, None, names, name)
     if not found.names:
         return Classified(images, found.classes, names, name)
-    if not set(found.names) <= set(names):  # numbered by what the labels are called, in place of other names
+    names = names or called
+    other = [one for one in found.names if one not in names]
+    if other and names:
+        note(f"{name} has the label {other[0]!r}, which is none of its classes: they are numbered by the alphabet")
+    if other:
         return Classified(images, found.classes, found.names, name)
     return Classified(images, np.array([names.index(one) for one in found.names])[found.classes], names, name)

@@ -75,8 +75,8 @@ def read(source: image_sources.Data, name: str, *, labelled: bool = True) -> Tar
     boxed, bare = (labelled and has(target) for has in (image_sources.has_boxes, _has_no_boxes))
     loader = source if isinstance(source, loading.DataLoader) else None
     if not (boxed or bare) and (image_sources.is_batch(image, target) or not image_sources.is_mask(target)):
-        if labelled and (loader is None or loader.collate_fn is loading.default_collate):
-            _refuse_annotations(target, name)
+        if labelled:
+            _refuse_annotations(target, name, plain=loader is None or loader.collate_fn is loading.default_collate)
         return None
     if loader is not None:
         if not _passes_on(loader, items, labelled):
@@ -124,9 +124,12 @@ def _has_no_boxes(target: image_sources.Data) -> bool:
     return isinstance(target, Mapping) and target.keys() <= {"image_id"}
 
 
-def _refuse_annotations(target: image_sources.Data, name: str) -> None:
-    """Raise `DataError` for what is neither class nor mask nor boxes: annotations as COCO or Pascal VOC has them."""
-    if isinstance(target, Mapping):
+def _refuse_annotations(target: image_sources.Data, name: str, *, plain: bool) -> None:
+    """Raise `DataError` for what is neither class nor mask nor boxes: annotations as COCO or Pascal VOC has them.
+
+    plain: whether no loader makes anything else of what stands in a dict.
+    """
+    if isinstance(target, Mapping) and plain:
         raise DataError(
             f"{name} gives {', '.join(map(str, target)) or 'nothing'} beside each image: a class is one number, boxes "
             'are {"boxes": [n, 4] (x1, y1, x2, y2), "labels": [n]}, a mask is [H, W], and '
