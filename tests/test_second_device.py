@@ -368,10 +368,7 @@ ON_TWO |= {f"model.layers.{number}": CARD if number < 2 else "cpu" for number in
 def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny.model("llama")
-    whole = open_subject(copy.deepcopy(model), tokenizer=tiny.tokenizer())
-    dispatch = functools.partial(dispatch_model, force_hooks=True)
-    split = open_subject(dispatch(model, ON_TWO, main_device=CARD), tokenizer=tiny.tokenizer())
+    whole, split = whole_and_split(CARD)
     batch = whole.example(2, 8)
     torch.testing.assert_close(split.forward(batch).prediction.cpu(), whole.forward(batch).prediction)
     student = tiny.model("llama", 1)
@@ -385,17 +382,9 @@ def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher(
     assert backend.digest(split) == backend.digest(whole)
     for name, matrix in backend.matrices(split).items():
         assert torch.equal(matrix.cpu(), backend.matrices(whole)[name]), name
-    for recipe, budget in (("magnitude", "weights=50%"), ("shortgpt", "params=70%")):
-        here, there = (
-            prune(recipe, one, budget=budget, out=tmp_path / f"{recipe}-{name}")[0]
-            for one, name in ((whole, "here"), (split, "there"))
-        )
-        assert there.cut.removed == here.cut.removed
-        assert there.after["params"].value == here.after["params"].value
-    assert {tensor.device.type for tensor in split.model.parameters()} == {"card", "meta"}, "it stays where it is"
     with pytest.raises(UnsupportedError, match=r"is offloaded, 20 of its 39 .* that works block by block"):
         prune("minitron", split, budget="params=50%")
-    halves = open_subject(dispatch(tiny.model("llama"), ON_TWO, main_device="cpu"), tokenizer=tiny.tokenizer())
+    _, halves = whole_and_split("cpu")
     scattered = copy.deepcopy(whole.model)
     scattered.lm_head.to(CARD)
     with pytest.raises(UnsupportedError, match=r"over card:0 and cpu, and nothing brings .*: open it with device_map"):
@@ -407,6 +396,27 @@ def test_a_model_that_lies_on_two_devices_is_a_subject_and_a_teacher(
     assert not (tmp_path / "out").exists()
     (row,) = prune("shortgpt", halves, budget="params=70%")
     assert row.after["params"].value < row.before["params"].value
+
+
+def whole_and_split(main: str) -> tuple[Transformer, Transformer]:
+    """A Llama in one piece, and the same on two devices."""
+    whole, split = tiny.model("llama"), tiny.model("llama")
+    dispatch_model(split, ON_TWO, main_device=main, force_hooks=True)
+    return open_subject(whole, tokenizer=tiny.tokenizer()), open_subject(split, tokenizer=tiny.tokenizer())
+
+
+@pytest.mark.wide
+@pytest.mark.usefixtures("card")
+def test_a_model_that_lies_on_two_devices_is_cut_as_one_that_lies_on_one(tmp_path: Path) -> None:
+    whole, split = whole_and_split(CARD)
+    for recipe, budget in (("magnitude", "weights=50%"), ("shortgpt", "params=70%")):
+        here, there = (
+            secateur.run(recipe, one, tiny.chains(100), budget, tmp_path / f"{recipe}-{name}")[0]
+            for one, name in ((whole, "here"), (split, "there"))
+        )
+        assert there.cut.removed == here.cut.removed
+        assert there.after["params"].value == here.after["params"].value
+    assert {tensor.device.type for tensor in split.model.parameters()} == {"card", "meta"}, "it stays where it is"
 
 
 @pytest.mark.wide

@@ -8,6 +8,7 @@ others go through one by one; what nothing else goes through stays in `make test
 from __future__ import annotations
 
 from secateur.recipes import cards
+from subjects.tiny import GENERATORS
 
 __all__ = ["FILES", "WIDE", "is_wide"]
 
@@ -15,7 +16,7 @@ WIDE = {
     "conformance/test_recipes.py::test_recipes": {"yolov4_group_sad"},
     # Cut, silenced and counted in subjects/transformer/test_cutting.py, saved and opened in test_saving.py.
     "conformance/test_subjects.py::test_mixtures_of_experts": {
-        "deepseek2-groups", "deepseek3", "mixtral", "olmoe", "phimoe", "qwen3-moe",
+        "deepseek2-groups", "deepseek3", "mixtral", "olmoe", "phimoe", "qwen2-moe", "qwen3-moe",
     },
     # As an encoder with a decoder T5 is cut, saved and opened in subjects/transformer/test_encoder_decoder.py.
     "conformance/test_subjects.py::test_models_that_no_family_describes": {
@@ -25,6 +26,7 @@ WIDE = {
     "conformance/test_subjects.py::test_transformers": {"distilbert", "qwen3", "roberta"},
     # Tokenizers of WordPiece and of BPE stay.
     "recover/distillation/test_alignment.py::test_every_whitespace_word_is_covered_once": {"Unigram"},
+    "recover/distillation/test_alignment.py::test_words_and_pairs_of_two_readings_are_the_same_characters": {"Unigram"},
     # Each number of processes stays with one of the two sizes.
     "data/test_feeding.py::test_each_batch_is_what_it_was_when_it_came": {"1-8", "2-24", "3-8", "9-24"},
     # Operators of torch's exporter; cut and written as the others.
@@ -88,6 +90,18 @@ WIDE = {
     "runs/test_context_files.py::test_a_pipe_is_read_once": {"70-2"},
     # Scores have tests of their own; two read from the disk, one with a training and one without.
     "runs/test_data.py::test_texts_on_the_disk_are_scored_as_in_memory": {"memorisation-0.2"},
+    # In halves as in full precision; each pair of numbers stays in one case.
+    "runs/test_distilling.py::test_hidden_states_of_another_width_go_through_a_projection": {"half precision"},
+    "runs/test_cutting.py::test_experts_are_cut_to_sizes_that_their_kernel_takes": {
+        "params=62%-dtype0", "params=75%-dtype1",
+    },
+    "data/test_packages.py::test_folders_of_graphs": {"wordnet-files2"},
+    # Residual branches and transformers stay.
+    "subjects/network/test_traced.py::test_timm_out_of_the_box": {"mobilevit_xxs", "skresnet18"},
+    # Its states are as Mamba's, and its window as Qwen3_5's.
+    "subjects/transformer/test_steps.py::test_states_of_recurrences_and_convolutions_are_no_keys_and_values": {
+        "RecurrentGemma",
+    },
     "runs/test_distilling.py::test_a_second_student_asks_for_nothing_that_a_cache_holds": {"8"},
     "runs/test_distilling.py::test_a_sparse_student_learns_in_integers_and_is_measured_as_saved": {"4"},
     "runs/test_distilling.py::test_what_tells_of_whole_texts_learns_from_teachers_of_other_tokenizers": {
@@ -119,11 +133,10 @@ WIDE = {
         "bert-classifier", "distilbert-classifier", "gemma2-untied", "gemma3-base", "gemma3-untied", "gpt2-scaled",
         "gemma2-bias", "llama-classifier", "llama-mha", "mistral", "mixtral-base", "phi3-longrope", "qwen2",
         "qwen2-sliding", "qwen3-sliding", "roberta", "roberta-classifier", "roberta-mlm",
-        # Cut, silenced and counted in conformance/test_subjects.py, too; here llama-tied-bias, qwen3-moe and
-        # deepseek2-groups stay.
+        # Cut, silenced and counted in conformance/test_subjects.py, too; llama-tied-bias and deepseek2-groups stay.
         "deepseek2", "llama", "qwen3",
-        # gpt-oss, deepseek3 and qwen2-moe stay of the mixtures, and gemma3 of Gemma.
-        "gemma2", "olmoe", "phimoe",
+        # gpt-oss, deepseek3 and qwen2-moe stay of the mixtures, gemma3 of Gemma, phi3 of Phi, and bert of encoders.
+        "bert-mlm", "gemma2", "mixtral", "olmoe", "phi3-partial", "phimoe", "qwen3-moe",
     },
     # NemotronH-moe has layers of the same kinds, and Qwen3_5 those of Qwen3Next; Lfm2 stays in the test below.
     "subjects/transformer/test_deriving.py::test_layers_of_several_kinds_are_cut_as_silenced": {
@@ -153,8 +166,15 @@ WIDE = {
     },
     "subjects/transformer/test_export.py::test_onnx_generates_like_pytorch": {"gemma2", "mixtral"},
     "subjects/transformer/test_export.py::test_onnx_of_other_networks_of_texts_takes_any_length": {"both", "decoder"},
-    # Its encoder is cut in test_sources.py; T5 and Bart stay.
-    "subjects/transformer/test_encoder_decoder.py::test_a_cut_equals_silencing_and_loads_without_secateur": {"Whisper"},
+    # The encoder of the first is cut in test_sources.py; T5 and Bart stay.
+    "subjects/transformer/test_encoder_decoder.py::test_a_cut_equals_silencing_and_loads_without_secateur": {
+        "Whisper", "UMT5",
+    },
+    # Every family without its first layer, and without all but the last; some with layers between.
+    "subjects/transformer/test_decoder.py::test_generation_with_the_cache_equals_generation_without": {
+        f"gone{place}-{name}" for place in (1, 2) for name in GENERATORS
+        if name not in ("deepseek2", "gemma3", "gpt-oss", "gpt2", "llama", "qwen2-moe")
+    },
     # Channels go, and adapters are translated, in test_adapters.py.
     (
         "subjects/transformer/test_traced_cuts.py::"
@@ -172,7 +192,10 @@ WIDE = {
         "llama",
     },
     # The other one has mixers of the same kind.
-    "methods/test_elastic.py::test_masked_is_sliced_and_costs_what_it_says": {"NemotronH", "NemotronH-latent"},
+    "methods/test_elastic.py::test_masked_is_sliced_and_costs_what_it_says": {
+        "NemotronH", "NemotronH-latent", "gpt-oss",
+    },
+    "methods/test_elastic.py::test_experts_without_gates_are_an_axis_as_gated_ones_are": {"NemotronH-latent"},
     "methods/test_blockwise.py::test_starved_experts_of_blocks_done_before_a_kill_are_counted": {"owl", "wanda"},
     # Each end, and each scope, stays in one case.
     "methods/test_updates.py::test_the_first_floor_of_k_n_go_or_stay_as_a_stable_sort_has_them": {
@@ -235,9 +258,9 @@ WIDE = {
     # Ctrl-C comes in every stage; kills at random moments come to trainings in recover/training/test_loop.py.
     "test_kill.py::test_ctrl_c_at_random_moments": {""},
     "test_kill.py::test_ctrl_c_in_every_stage": {"minitron"},
-    # One cut and one loop; llm_pruner, pat, ph3, romanian_distilberts and shortgpt stay.
+    # One cut and one loop; llm_pruner, ph3 and shortgpt stay.
     "test_second_device.py::test_a_recipe_prunes_and_trains_a_model_that_lies_on_two_devices": {
-        "ast", "minitron", "nemotron_elastic", "slicegpt", "slimmoe", "ziplm",
+        "ast", "minitron", "nemotron_elastic", "pat", "romanian_distilberts", "slicegpt", "slimmoe", "ziplm",
     },
     # The test of all recipes trains them on the card.
     "test_second_device.py::test_a_subject_on_the_cpu_is_trained_on_the_card_and_comes_back": {"otov3"},

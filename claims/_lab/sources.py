@@ -54,6 +54,10 @@ def of_functions(module: str, names: Iterable[str]) -> str:
     waiting = [(name.partition(":")[0], part) for name in asked for part in name.partition(":")[2].split(".")[:-1]]
     waiting += [(name.partition(":")[0], word) for name, code in found.items() for word in code.uses]
     waiting += [(name.partition(":")[0], "") for name in found]
+    homes: dict[str, list[str]] = {}
+    for file, (_, kept) in known.items():
+        for word in kept:
+            homes.setdefault(word, []).append(file)
     done = set[tuple[str, str]]()
     while waiting:
         if (use := waiting.pop()) in done:
@@ -61,10 +65,11 @@ def of_functions(module: str, names: Iterable[str]) -> str:
         done.add(use)
         user, word = use
         private = word[:1] in ("", "_") or user not in modules
-        for file in (user,) if private else {user, *_reached(modules[user])}:
-            name, (_, kept) = f"{file}:{word}", known.get(file, _NOTHING)
-            if word in kept and name not in found and (file == user or file in modules):
-                found[name] = kept[word].code
+        for file in homes.get(word, ()):
+            name = f"{file}:{word}"
+            reached = not private and file in modules and file in _reached(modules[user])
+            if name not in found and (file == user or reached):
+                found[name] = known[file][1][word].code
                 waiting += [(file, ""), *((file, each) for each in found[name].uses)]
     uses: dict[str, set[str]] = {}
     for name, code in found.items():
@@ -83,8 +88,9 @@ def _reached(module: str) -> frozenset[str]:
     return frozenset(path.relative_to(ROOT).as_posix() for path in paths if path is not None)
 
 
+@functools.cache
 def files(*modules: str) -> dict[str, Path]:
-    """Module -> file, of `modules` and of all that they import of ours."""
+    """Module -> file, of `modules` and of all that they import of ours; nobody changes it."""
     reached: dict[str, Path] = {}
     waiting = list(modules)
     while waiting:
@@ -143,20 +149,29 @@ def _path(name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-@functools.cache
-def _read(name: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+_Read: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
+
+
+def _read(name: str) -> _Read:
     """(code of a module without comments, docstrings and blank lines, what it imports: modules, and names of them)."""
     path = _path(name)
     assert path is not None, name
+    return _parse(path)[0]
+
+
+@functools.cache
+def _parse(path: Path) -> tuple[_Read, ast.Module]:
+    """What `_read` says of a file, and its tree, out of which `_definitions` takes the docstrings."""
     text = path.read_text("utf-8")
-    nodes = list(ast.walk(ast.parse(text)))
+    tree, named = ast.parse(text), path.is_relative_to(ROOT / "claims")
+    nodes = list(ast.walk(tree))
     dropped: set[int] = set()
     unused = {id(node) for block in nodes if _is_for_types(block) for node in ast.walk(block)}
     imported: list[tuple[str, str]] = []
     for node in nodes:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             dropped |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-        elif isinstance(node, ast.Constant) and name.startswith("claims.") and node.value in _recipes():
+        elif isinstance(node, ast.Constant) and named and node.value in _recipes():
             imported.append((_recipes()[node.value], ""))
         elif id(node) in unused:
             continue
@@ -165,7 +180,8 @@ def _read(name: str) -> tuple[str, tuple[tuple[str, str], ...]]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             imported += [(node.module, alias.name) for alias in node.names]
     lines = (line.rstrip() for number, line in enumerate(text.splitlines(), 1) if number not in dropped)
-    return "\n".join(line for line in lines if line and not line.lstrip().startswith("#")), tuple(imported)
+    code = "\n".join(line for line in lines if line and not line.lstrip().startswith("#"))
+    return (code, tuple(imported)), tree
 
 
 def _is_for_types(node: ast.AST) -> bool:
@@ -230,7 +246,7 @@ def _definitions(path: Path) -> _Definitions:
             ):
                 constants.setdefault("", _Nodes()).append(node)
 
-    visit(_without_words(ast.parse(path.read_text("utf-8"))).body, "")
+    visit(_without_words(_parse(path)[1]).body, "")
     return functions, constants
 
 
@@ -253,5 +269,5 @@ def _is_words(node: ast.stmt) -> bool:
 
 def forget() -> None:
     """Read all files anew from here on: some have changed."""
-    for cache in (_definitions, _find, _names, _path, _reached, _read, _recipes):
+    for cache in (_definitions, _find, _names, _parse, _path, _reached, _recipes, files):
         cache.cache_clear()

@@ -209,10 +209,9 @@ def test_several_teachers_are_followed_together(places, tmp_path, how):
 
 
 def test_a_cache_of_all_tokens_teaches_as_the_live_teachers_do(places, tmp_path):
-    for named in (["teacher"], ["teacher", "second"]):
-        live = taught(places, tmp_path / f"live{len(named)}", named, temperature=2.0)
-        cached = taught(places, tmp_path / f"cached{len(named)}", named, temperature=2.0, cache=64)
-        assert loyal(cached) == pytest.approx(loyal(live), abs=2e-3)
+    live = taught(places, tmp_path / "live", ["teacher", "second"], temperature=2.0)
+    cached = taught(places, tmp_path / "cached", ["teacher", "second"], temperature=2.0, cache=64)
+    assert loyal(cached) == pytest.approx(loyal(live), abs=2e-3)
     few = taught(places, tmp_path / "few", cache=4)
     assert few.verdict.startswith("met")
 
