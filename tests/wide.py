@@ -31,7 +31,7 @@ WIDE = {
     "data/test_feeding.py::test_each_batch_is_what_it_was_when_it_came": {"1-8", "2-24", "3-8", "9-24"},
     # Operators of torch's exporter; cut and written as the others.
     "formats/test_onnx_files.py::test_the_file_runs_alone_and_equals_pytorch": {
-        "fused attention", "grouped", "spectrum",
+        "fused attention", "grouped", "residual", "spectrum",
     },
     # What sees stays, and what says that it does not generate, too.
     (
@@ -269,7 +269,7 @@ WIDE = {
     # Those of language models lie on two devices in the test above; nd_loss comes back from the card in others.
     "test_second_device.py::test_every_recipe_runs_where_its_subject_lies": {
         "consensus_polarization", "d_pruner", "gpusq_vit", "llm_pruner", "minitron", "nd_loss", "nemotron_elastic",
-        "owl", "pat", "ph3", "romanian_distilberts", "shortgpt", "slicegpt", "sparsegpt", "stun", "wanda",
+        "owl", "pat", "ph3", "provence", "romanian_distilberts", "shortgpt", "slicegpt", "sparsegpt", "stun", "wanda",
         "yolov4_group_sad", "yolov8_cwd", "ziplm",
     },
     # Read, counted and timed as a Llama.

@@ -135,6 +135,7 @@ def test_files_name_no_folder_of_this_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("programs")
+@pytest.mark.wide
 def test_a_saved_program_becomes_an_onnx_file_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -371,6 +372,7 @@ class Along(nn.Module):
         return kept.mean(2) + nn.functional.max_pool1d(kept, kept.shape[2])[:, :, 0] + self.line(y)
 
 
+@pytest.mark.wide
 def test_the_largest_along_series_is_exported_for_any_length_beside_what_has_none(tmp_path: Path) -> None:
     model, y = Along().eval(), torch.randn(3, 2)
     inputs = (torch.randn(3, 4, 60), y)

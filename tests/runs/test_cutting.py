@@ -246,6 +246,7 @@ def test_a_gradient_score_is_that_of_the_mean_cross_entropy(place: Path) -> None
     assert row.verdict == "met"
 
 
+@pytest.mark.wide
 def test_detectors_are_cut_by_their_own_loss(tmp_path: Path) -> None:
     detector, data = yolo.tiny(), yolo.squares(12)
     how = {"score": "fisher", "looks": 4, "batch": 4}
@@ -409,6 +410,7 @@ def test_experts_are_cut_to_sizes_that_their_kernel_takes(budget: str, dtype: to
     assert small(torch.randint(3, 90, (2, 8))).logits.isfinite().all()
 
 
+@pytest.mark.wide
 def test_experts_with_sinks_and_biases_are_cut_from_a_folder(tmp_path: Path) -> None:
     config = GptOssConfig(
         vocab_size=96, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=8,

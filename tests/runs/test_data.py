@@ -265,6 +265,7 @@ def test_tables_on_the_disk_are_scored_as_in_memory(corpus, monkeypatch):
     assert not (root / "bad").exists()
 
 
+@pytest.mark.wide
 def test_ctrl_c_and_the_same_command_again(corpus):
     root, _ = corpus
     words = ["prune-data", "rows.jsonl", "--score", "el2n", "--model", "model", "--runs", "3", "--epochs", "1",

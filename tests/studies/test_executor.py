@@ -249,6 +249,7 @@ def test_the_help_of_a_study_shows_its_own_options_and_its_recipe_s(tmp_path):
     assert "--tried" not in done.stdout
 
 
+@pytest.mark.wide
 def test_a_study_from_the_command_line(place):
     words = ["study", "ridge", "--shares", "0.1", "--alphas", "1", "--taught", "0.1,1", "--seeds", "0,1", "--trials", 3]
     done = processes.run(place, *words, "--out", "r")

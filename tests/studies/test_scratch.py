@@ -32,6 +32,7 @@ def test_examples_apart_with_other_classes_are_refused(tmp_path):
 
 
 @pytest.mark.usefixtures("charted")
+@pytest.mark.wide
 def test_the_study_by_its_name_resumes_and_grows(tmp_path, monkeypatch):
     sheet = answered(tmp_path / "s")
     (table,) = sheet.tables
