@@ -143,7 +143,6 @@ def test_ctrl_c_at_random_moments(places, uninterrupted):
     assert contents(places / "ziplm-random", "ziplm") == expected
 
 
-@pytest.mark.wide
 def test_terminated_during_training(places, uninterrupted):
     """SIGTERM, as a scheduler sends it, ends with the shell's usual code and resumes like the others."""
     expected, _ = uninterrupted("ziplm")

@@ -19,7 +19,6 @@ print((before - psutil.Process().memory_info().rss) / 2**20)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no other C library is asked to")
-@pytest.mark.wide
 def test_free_blocks_between_held_ones_go_back_to_the_system():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert float(done.stdout) > 48  # of 64

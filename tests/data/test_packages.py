@@ -128,7 +128,6 @@ def test_the_brown_corpus():
     assert not any("/" in text and text.rsplit("/", 1)[1] in ("at", "nn", "in") for _, text in sentences[:5000])
 
 
-@pytest.mark.wide
 def test_the_mails_of_spamassassin():
     try:
         mails = packages.spam_assassin()

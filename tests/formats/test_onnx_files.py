@@ -372,7 +372,6 @@ class Along(nn.Module):
         return kept.mean(2) + nn.functional.max_pool1d(kept, kept.shape[2])[:, :, 0] + self.line(y)
 
 
-@pytest.mark.wide
 def test_the_largest_along_series_is_exported_for_any_length_beside_what_has_none(tmp_path: Path) -> None:
     model, y = Along().eval(), torch.randn(3, 2)
     inputs = (torch.randn(3, 4, 60), y)

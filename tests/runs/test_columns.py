@@ -234,7 +234,6 @@ def test_columns_that_a_part_of_a_folder_lacks_are_refused(tmp_path: Path, suffi
 
 
 @pytest.mark.filterwarnings("ignore:tx:secateur.errors.DataWarning")
-@pytest.mark.wide
 def test_the_record_of_a_run_on_texts_in_parts_repeats_it(place: Path) -> None:
     (place / "w" / "tx").mkdir(parents=True)
     for part in ("train", "test"):

@@ -246,7 +246,6 @@ def test_a_gradient_score_is_that_of_the_mean_cross_entropy(place: Path) -> None
     assert row.verdict == "met"
 
 
-@pytest.mark.wide
 def test_detectors_are_cut_by_their_own_loss(tmp_path: Path) -> None:
     detector, data = yolo.tiny(), yolo.squares(12)
     how = {"score": "fisher", "looks": 4, "batch": 4}

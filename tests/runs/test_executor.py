@@ -258,7 +258,6 @@ def test_the_same_call_again_does_nothing_twice(places, tmp_path):
     assert (tmp_path / "out" / "params=80%" / "model.safetensors").stat().st_mtime_ns == stamp
 
 
-@pytest.mark.wide
 def test_a_finished_run_given_again_on_the_command_line_says_since_when_it_is_complete(places, tmp_path, capsys):
     rows: list[object] = []
     how = {"budget": ["params=80%", "params=90%"], "on_result": rows.append}

@@ -340,7 +340,6 @@ def count_files(folder):
 
 
 @needs
-@pytest.mark.wide
 def test_branches_count_before_and_after_integers(branched):
     place, notes = secateur.export(branched, "int8")
     before = sum(p.nbytes for p in open_subject(branched).model.parameters())

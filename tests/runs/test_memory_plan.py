@@ -180,7 +180,6 @@ def test_a_dry_run_plans_the_adapters_that_a_recipe_has(monkeypatch: pytest.Monk
     assert asking == [True, False, False, False, True]  # pat learns a task; it holds the original, and never asks it
 
 
-@pytest.mark.wide
 def test_an_original_that_is_not_asked_is_held_and_takes_no_pass(tmp_path: Path) -> None:
     folder = save_llama(tmp_path, 64, 3, weights=False)
     plan = functools.partial(

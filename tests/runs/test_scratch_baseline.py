@@ -55,7 +55,6 @@ def test_arms_are_added_to_a_run_of_a_network(place):
     assert again.cut.notes == row.cut.notes
 
 
-@pytest.mark.wide
 def test_arms_are_measured_on_what_the_run_was(place):
     how = ["rethinking_pruning_value", nets.vgg(), place / "data.npz", "channels=50%"]
     test = nets.data(30, seed=7)

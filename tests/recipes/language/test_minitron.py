@@ -540,7 +540,6 @@ def test_the_teacher_is_corrected_at_a_fifth_of_the_rate(tmp_path, monkeypatch):
     assert rates == pytest.approx([2e-3, 1e-2])
 
 
-@pytest.mark.wide
 def test_what_training_took_counts_candidates_stages_and_the_teachers_correction(tmp_path):
     options = {"steps": 2, "short_steps": 3, "stages": 2, "tolerance": 0.2, "correction_steps": 4}
     (found,) = results(tmp_path, "params=35%", **options)
@@ -585,7 +584,6 @@ def test_merging_leaves_layers_without_heads_alone(tmp_path):
     assert len(found.subject.layers()) == 2
 
 
-@pytest.mark.wide
 def test_models_that_were_merged_are_let_go_of(tmp_path, monkeypatch):
     """Sixteen of them were held for what had been said of their layers, each as large as the original."""
     made, alive, real = [], [], minitron.merge_heads

@@ -107,7 +107,6 @@ def test_activations_rank_better_than_chance(tmp_path, taught):
     assert loss(scores) < np.mean(chance) - np.std(chance)
 
 
-@pytest.mark.wide
 def test_it_repeats_under_a_seed_and_a_run_goes_on(tmp_path, monkeypatch):
     """Also one that was stopped in its first stage, then in its second one: with the same bytes."""
     how = {"steps": 4, "long_steps": 3, "long_length": 24, "lr": 1e-3, "training": "every=1"}

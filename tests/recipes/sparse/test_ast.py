@@ -295,7 +295,6 @@ def test_a_run_that_is_asked_again_gives_the_same_bytes(tmp_path):
     assert first.recovery.settings == again.recovery.settings
 
 
-@pytest.mark.wide
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path, monkeypatch):
     options = {"slorb": 8, "projection": False, "training": "every=3"}
     (whole,) = results(tmp_path / "whole", "pattern=2:4", **options)

@@ -362,7 +362,6 @@ def test_dead_columns_are_worth_nothing_and_white_inputs_rank_like_magnitude(tmp
     assert bool((G[:, :5] > 0).all())
 
 
-@pytest.mark.wide
 def test_a_killed_run_resumes_to_the_same_bytes(tmp_path, general, monkeypatch):
     options = {"general": general, "epochs": 3}
     (whole,) = results(tmp_path / "a", "weights=50%", **options)

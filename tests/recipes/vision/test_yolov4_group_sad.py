@@ -266,7 +266,6 @@ def test_the_switch_the_quantile_and_the_rate_of_kept_scales_are_those_asked_for
         torch.testing.assert_close(parts["scales"], wanted, rtol=1e-4, atol=0)
 
 
-@pytest.mark.wide
 def test_the_scan_looks_at_as_many_batches_as_asked_for(tmp_path, monkeypatch):
     seen, real = [], recipe.scan
     monkeypatch.setattr(recipe, "scan", lambda *given: seen.append(len(given[3])) or real(*given))

@@ -209,7 +209,6 @@ def test_the_map_leads_through_repeated_cuts_to_the_dense_model(tmp_path: Path) 
     torch.testing.assert_close(run(ours, batch), run(wanted, batch), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.wide
 def test_a_base_whose_config_says_infinity_is_read_from_the_map(tmp_path: Path) -> None:
     """Mamba 2 limits its time steps to (0, inf), which JSON has no number for."""
     make_hybrid("Mamba2").save_pretrained(tmp_path / "base")
