@@ -34,10 +34,8 @@ yolo: $(YOLO)/.ready  ## detectors of Ultralytics (AGPL-3.0), in an environment 
 	@echo "== examples/journey_yolo.py"; $(YOLO)/bin/python examples/journey_yolo.py journeys/journey_yolo
 	@OMP_NUM_THREADS=1 $(YOLO)/bin/python -m pytest -q tests/subjects/network/test_detectors.py -k ultralytics
 
-# The first time one process compiles what all workers import, beside mypy: each would compile it for itself.
 test: format  ## formatting, types, import contracts, all fast tests
 	@{ $(BIN)/lint-imports && $(BIN)/mypy; } >$(VENV)/lint.log 2>&1 & types=$$!; status=0; \
-		[ $(VENV)/.compiled -nt $(VENV)/.full ] || $(BIN)/python -m pytest -qq --collect-only >/dev/null 2>&1 || true; touch $(VENV)/.compiled; \
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations=20 || status=$$?; \
 		wait $$types || { cat $(VENV)/lint.log; status=1; }; exit $$status
 

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from execnet import XSpec
 from torch import nn
 
+import forked
 import learnt
 from secateur.reports import charts
 from secateur.runs import measuring
@@ -43,6 +45,14 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     os.fsync = lambda file: None  # type: ignore[assignment]  # no test takes the power away, and disks are slow
     measuring.CLOCK.update(lasting=0.0, pairs=6, warmup=1, resolution=math.inf)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[XSpec]) -> None:
+    """Workers are forks of one process that has collected."""
+    start = forked.command(config.invocation_params.args)
+    if start is not None:
+        specs[:] = [XSpec(f"popen//id={s.id}//python={start}") if s.popen else s for s in specs]
 
 
 @pytest.fixture(autouse=True)
