@@ -219,6 +219,25 @@ def test_images_beyond_the_usual_range_are_told_of(scale, told):
     assert not splits.range_note(replace(pairs, inputs=normalised))
 
 
+def test_held_out_images_beyond_the_usual_range_are_told_of_as_well():
+    usual = Examples(torch.rand(20, 3, 4, 4), torch.arange(20) % 3, name="usual")
+    wide = Examples(torch.rand(4, 3, 4, 4) * 255, torch.arange(4) % 3, name="wide")
+    subject = Traced(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), Example.of(usual.inputs[:1]))
+    for data, held_out in ((usual, wide), (wide, usual), (wide, None)):
+        (note,) = splits.split(Network(), data, held_out, subject, seed=0).notes
+        assert "inputs of wide go from" in note
+
+
+def test_masks_of_0_and_255_in_arrays_are_told_of_wherever_they_come_from(tmp_path):
+    pictures = torch.rand(6, 3, 4, 4)
+    drawn = (pictures[:, 0] > 0.5).long() * 255
+    np.savez(tmp_path / "masks.npz", inputs=pictures.numpy(), labels=drawn.numpy())
+    subject = Traced(nn.Conv2d(3, 2, 1), Example.of(pictures[:1]))
+    for given in ((pictures, drawn), Examples(pictures, drawn), tmp_path / "masks.npz"):
+        (note,) = splits.split(Network(), examples.read(given), None, subject, seed=0).notes
+        assert "hold 0 and 255 alone: 255 counts nowhere in arrays, write 1" in note
+
+
 def test_val_beside_train_is_what_is_measured_on(tmp_path):
     class_folder(tmp_path / "train", 6)
     class_folder(tmp_path / "val", 4)

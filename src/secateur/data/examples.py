@@ -449,9 +449,8 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
         whole = None if kinds is None or not label else _whole(kinds, name)
         if whole is not None and whole.dim() == 4 and 1 in (whole.shape[1], whole.shape[-1]):  # masks with a channel
             whole = whole.squeeze(1 if whole.shape[1] == 1 else -1)
-        binary = whole is not None and masks_of.is_binary(whole)
-        notes = (f"masks of {name} hold 0 and 255 alone: 255 counts nowhere",) if binary else ()
-        return Examples(_number(_shares(inputs), name), whole, name=name, notes=notes)
+        void = masks_of.void_note(whole, name)
+        return Examples(_number(_shares(inputs), name), whole, name=name, notes=(void,) if void else ())
     if source and not (isinstance(found, Iterable) or hasattr(found, "__getitem__")):
         raise DataError(
             f"{source} gave {type(found).__name__}: expected Examples, a tuple (inputs, labels), or a data set or an "

@@ -24,7 +24,7 @@ from secateur.data import transforms
 from secateur.data.images import Files, Images, Places, Source, is_image, naming
 from secateur.errors import DataError
 
-__all__ = ["BINARY", "IGNORED", "Masked", "Masks", "find_held_out", "find_pair", "is_binary", "read"]
+__all__ = ["BINARY", "IGNORED", "Masked", "Masks", "find_held_out", "find_pair", "is_binary", "read", "void_note"]
 
 IGNORED = -100
 """Label of a pixel that counts nowhere."""
@@ -171,6 +171,13 @@ def is_binary(labels: Tensor) -> bool:
             return False
         seen = {value: seen[value] or bool(found[value].any()) for value in seen}
     return all(seen.values())
+
+
+def void_note(labels: Tensor | None, name: str) -> str:
+    """A line on masks in an array that hold 0 and 255 alone, where one class would be learned; "" for other labels."""
+    if labels is None or not is_binary(labels):
+        return ""
+    return f"masks of {name} hold 0 and 255 alone: 255 counts nowhere in arrays, write 1 for what is a class"
 
 
 @dataclass(frozen=True)

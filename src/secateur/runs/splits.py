@@ -285,20 +285,19 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
     prompts = _find_prompts(data)
     data = backend.fit_data(data, subject)
     by_class = new and getattr(data, "labels", None) is not None and bool(backend.class_names(subject))
-    odd = range_note(data)
     if held_out is None:
         if len(data) < 3:
             few = f"{data.name} holds {len(data)} {backend.noun}"
             raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
         digest = data.digest  # before the parts are drawn, which then know what lies there, and read no image for it
         train, held = _draw_parts(data, by_class, prompts, seed)
-        notes = filter(None, (copies_note(train, held, backend.noun), odd))
+        copies = copies_note(train, held, backend.noun)
         drawn = {_SPLIT: _BY_PROMPT} if prompts else {_SPLIT: _BY_CLASS} if by_class else {}
-        return Parts(train, held, {"data_sha256": digest, **drawn}, (*reading_notes(data), *notes))
+        return Parts(train, held, {"data_sha256": digest, **drawn}, (*reading_notes(data), *filter(None, [copies])))
     held_out = backend.fit_data(held_out, subject)
     digests = {"data_sha256": data.digest, "held_out_sha256": held_out.digest}
-    notes = filter(None, (copies_note(data, held_out, backend.noun, apart=True), odd))
-    return Parts(data, held_out, digests, (*reading_notes(data, held_out), *notes))
+    copies = copies_note(data, held_out, backend.noun, apart=True)
+    return Parts(data, held_out, digests, (*reading_notes(data, held_out), *filter(None, [copies])))
 
 
 def _find_prompts(data: object) -> list[str]:
@@ -337,9 +336,16 @@ def _split_by_prompt(data: Corpus, prompts: Sequence[str], seed: int) -> tuple[C
 
 
 def reading_notes(*parts: Dataset | None) -> tuple[str, ...]:
-    """What was left out of examples, or renumbered, when they were read; each once."""
-    notes = [note for part in parts if isinstance(part, Examples) for note in part.notes]
-    return tuple(dict.fromkeys(notes))
+    """What is to be said of examples as they were read, each once.
+
+    That is what was left out of them, or renumbered; masks in which 255 may stand for a class; and numbers that no
+    network was trained on, see `range_note`.
+    """
+    notes = list[str]()
+    for part in parts:
+        if isinstance(part, Examples):
+            notes += [*part.notes, masks.void_note(part.labels, part.name), range_note(part)]
+    return tuple(dict.fromkeys(filter(None, notes)))
 
 
 def copies_note(train: Dataset, held: Dataset, noun: str, *, apart: bool = False) -> str:
