@@ -158,6 +158,24 @@ def test_held_out_classes_are_numbered_as_those_of_the_data():
     assert found.held.classes == ("a", "b", "c")
 
 
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("c", "b", "a")])
+def test_held_out_labels_that_are_hidden_are_refused_however_classes_are_numbered(names):
+    """As -1 of the test parts on the Hub, which counts from the end of a tensor."""
+    with pytest.raises(DataError, match="judged has the label -1: .* 3 classes, 0 to 2"):
+        parted(DATA, replace(JUDGED, labels=torch.full((4,), -1), classes=names))
+
+
+def test_held_out_pixels_that_count_nowhere_stay_so_where_classes_are_numbered_anew():
+    drawn = torch.tensor([[[0, -100], [2, 255]], [[1, 1], [0, 0]]])
+    data = Examples(torch.rand(2, 3, 2, 2), drawn.clamp(0, 2), classes=("a", "b", "c"), name="data")
+    judged = replace(data, labels=drawn, classes=("c", "b", "a"))
+    found = splits.with_classes_of(data, judged)
+    assert found.labels.tolist() == [[[2, -100], [0, 255]], [[1, 1], [2, 2]]]
+    assert found.classes == data.classes
+    with pytest.raises(DataError, match="data has the label -1: it has 3 classes, 0 to 2"):
+        splits.with_classes_of(data, replace(judged, labels=drawn.clamp(-1)))
+
+
 def test_held_out_boxes_of_fewer_classes_are_numbered_as_those_of_the_data():
     def scenes(names, *labels):
         target = {"boxes": torch.tensor([[0.0, 0, 4, 4]] * len(labels)), "labels": torch.tensor(labels)}

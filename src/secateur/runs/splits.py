@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol, Self, get_args
+from typing import Any, Protocol, Self, cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from secateur._utils.rundir import read_record
 from secateur.data import boxes, chats, examples, labels, masks, texts, transforms
@@ -391,7 +392,7 @@ def with_classes_of(data: Dataset, judged: Dataset) -> Dataset:
     if data.masks is not None and judged.masks is not None:
         notes = tuple(note for note in judged.notes if masks.BINARY not in note or data.masks.binary)
         return replace(judged, masks=judged.masks.follow(data.masks), notes=notes)
-    return _boxes_numbered_as(data, judged) if judged.targets else judged.numbered_as(data)
+    return _boxes_numbered_as(data, judged) if judged.targets else _labels_numbered_as(data, judged)
 
 
 def read_judged(judged: Data, data: Examples, subject: Traced) -> Examples | None:
@@ -407,6 +408,24 @@ def read_judged(judged: Data, data: Examples, subject: Traced) -> Examples | Non
         apart = replace(apart, inputs=apart.inputs.with_transform(data.inputs.transform, data.inputs.workers))
     apart.check_names(data)
     return Network().fit_data(apart, subject)
+
+
+def _labels_numbered_as(data: Examples, judged: Examples) -> Examples:
+    """As `Examples.numbered_as`, but labels of pixels that count nowhere stay, and any other below 0 is refused."""
+    labels = judged.labels
+    if labels is None or not judged.classes or judged.classes == data.classes:
+        return judged.numbered_as(data)
+    void = torch.zeros_like(labels, dtype=torch.bool)
+    if judged.per_pixel:  # 255 is a class where so many are named
+        void = (labels == masks.IGNORED) | ((labels == masks.VOID) & (len(judged.classes) <= masks.VOID))
+    counted = labels.masked_fill(void, 0)
+    if int(counted.min()) < 0:
+        raise DataError(
+            f"{judged.name} has the label {int(counted.min())}: it has {len(judged.classes)} classes, 0 to "
+            f"{len(judged.classes) - 1}"
+        )
+    numbered = replace(judged, labels=counted).numbered_as(data)
+    return replace(numbered, labels=torch.where(void, labels, cast(Tensor, numbered.labels)))
 
 
 def _boxes_numbered_as(data: Examples, judged: Examples) -> Examples:
