@@ -561,3 +561,9 @@ def test_what_is_to_be_said_of_data_as_it_was_read_stands_beside_what_was_measur
     (tmp_path / "net.py").write_text("from torch import nn\n\ndef build():\n    return nn.Conv2d(3, 2, 1)\n")
     cli.main(["measure", f"{tmp_path}/net.py:build", "--data", str(tmp_path / "masks.npz")])
     assert "note: masks of masks.npz hold 0 and 255 alone" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_dict_of_splits_is_measured_on_the_one_that_is_held_out() -> None:
+    arrays = (torch.rand(9, 6), torch.arange(9) % 3)
+    found = secateur.measure(nn.Linear(6, 3), data={"train": arrays, "validation": tuple(part[:5] for part in arrays)})
+    assert any("the held-out part of the data: 5 examples" in note for note in found.notes)
