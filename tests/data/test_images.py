@@ -112,7 +112,9 @@ def test_images_of_one_size_and_other_channels_are_told_apart_by_these():
     words = "item 1 of the data has 1 channel, item 0 of the data has 3 channels: give all images the same channels"
     with pytest.raises(DataError, match=words):
         found[:2]
-    with pytest.raises(DataError, match="item 2 of the data is 10x8, item 0 of the data is 9x8: bring all images to one"):
+    with pytest.raises(
+        DataError, match="item 2 of the data is 10x8, item 0 of the data is 9x8: bring all images to one"
+    ):
         found[[0, 2]]
 
 

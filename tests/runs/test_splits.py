@@ -161,7 +161,7 @@ def test_held_out_classes_are_numbered_as_those_of_the_data():
 @pytest.mark.parametrize("names", [("a", "b", "c"), ("c", "b", "a")])
 def test_held_out_labels_that_are_hidden_are_refused_however_classes_are_numbered(names):
     """As -1 of the test parts on the Hub, which counts from the end of a tensor."""
-    with pytest.raises(DataError, match="judged has the label -1: .* 3 classes, 0 to 2"):
+    with pytest.raises(DataError, match=r"judged has the label -1: .* 3 classes, 0 to 2"):
         parted(DATA, replace(JUDGED, labels=torch.full((4,), -1), classes=names))
 
 

@@ -204,7 +204,8 @@ class _Tally:
         if beyond > max(1, _CLIPPED * self.boxes):
             first = next(self.first[what] for what in self.first if "their images" in what)
             raise DataError(
-                f"{source} has {beyond} of {self.boxes} boxes that reach beyond their images, first on {first}: {_FORMS}"
+                f"{source} has {beyond} of {self.boxes} boxes that reach beyond their images, first on {first}: "
+                f"{_FORMS}"
             )
         return tuple(
             f"{source.name}: {count} of {self.boxes} boxes {what} (first on {self.first[what]})"

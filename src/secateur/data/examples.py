@@ -498,8 +498,8 @@ def _stack(values: Data) -> Data:
 
     Bytes and 16 bits stand for shares, and are not put beside other numbers. What is no such list is given back.
     """
-    column = getattr(values, "dtype", None) == object or (isinstance(values, Sequence) and not isinstance(values, str))
-    if not column:
+    listed = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    if not listed and str(getattr(values, "dtype", "")) != "object":
         return values
     rows = list(values)
     if any(not isinstance(row, Tensor | np.ndarray) or not row.ndim or row.shape != rows[0].shape for row in rows):

@@ -412,20 +412,20 @@ def read_judged(judged: Data, data: Examples, subject: Traced) -> Examples | Non
 
 def _labels_numbered_as(data: Examples, judged: Examples) -> Examples:
     """As `Examples.numbered_as`, but labels of pixels that count nowhere stay, and any other below 0 is refused."""
-    labels = judged.labels
-    if labels is None or not judged.classes or judged.classes == data.classes:
+    given = judged.labels
+    if given is None or not judged.classes or judged.classes == data.classes:
         return judged.numbered_as(data)
-    void = torch.zeros_like(labels, dtype=torch.bool)
+    void = torch.zeros_like(given, dtype=torch.bool)
     if judged.per_pixel:  # 255 is a class where so many are named
-        void = (labels == masks.IGNORED) | ((labels == masks.VOID) & (len(judged.classes) <= masks.VOID))
-    counted = labels.masked_fill(void, 0)
+        void = (given == masks.IGNORED) | ((given == masks.VOID) & (len(judged.classes) <= masks.VOID))
+    counted = given.masked_fill(void, 0)
     if int(counted.min()) < 0:
         raise DataError(
             f"{judged.name} has the label {int(counted.min())}: it has {len(judged.classes)} classes, 0 to "
             f"{len(judged.classes) - 1}"
         )
     numbered = replace(judged, labels=counted).numbered_as(data)
-    return replace(numbered, labels=torch.where(void, labels, cast(Tensor, numbered.labels)))
+    return replace(numbered, labels=torch.where(void, given, cast(Tensor, numbered.labels)))
 
 
 def _boxes_numbered_as(data: Examples, judged: Examples) -> Examples:
