@@ -153,6 +153,14 @@ def test_images_without_boxes_are_augmented_too():
     assert all(target["boxes"].shape == (0, 4) for target in found["targets"])
 
 
+def test_boxes_that_are_given_in_another_form_are_told_the_forms():
+    rows = [boxes.Annotation(Path("item 0"), boxes=[[20.0, 20, 8, 8], [12.0, 12, 4, 4]], labels=[0, 0])]
+    with pytest.raises(DataError, match=r"learned from \(2 of 2 without an area, left out\): COCO's are x, y, width"):
+        boxes.clean(rows, [(32, 32)], Path("the data"))
+    with pytest.raises(DataError, match="has no box that can be learned from: a detector needs some"):
+        boxes.clean([boxes.Annotation(Path("item 0"))], [(32, 32)], Path("the data"))
+
+
 def test_a_damaged_image_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"not an image")
     row = Annotation(tmp_path / "a.png", None, [[1, 1, 2, 2]], [0], said_in=Path("labels.json"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from secateur.data import examples
 from secateur.data.examples import Examples
-from secateur.errors import DataError, InputError, RunError
+from secateur.errors import DataError, DataWarning, InputError, RunError
 
 
 def picture(path, value, size=(6, 4)):
@@ -336,6 +337,72 @@ def test_boxes_that_are_none_are_refused_in_a_line(tmp_path, changed, words):
     np.savez(tmp_path / "boxes.npz", inputs=np.zeros((3, 3, 8, 8), np.float32), **{**given, **changed})
     with pytest.raises(DataError, match=words):
         examples.read(tmp_path / "boxes.npz")
+
+
+def test_arrays_in_a_list_or_a_column_are_read_as_one_array_of_them():
+    pd = pytest.importorskip("pandas")
+    drawn = np.random.default_rng(0).integers(0, 256, (6, 8, 9, 3), dtype=np.uint8)
+    column = pd.Series(list(drawn), index=range(3, 9))
+    for kind in (np.uint8, np.uint16, np.float32, np.int64):
+        for layout in (drawn, drawn.transpose(0, 3, 1, 2), drawn[:, :, :, 0], drawn[:, :, 0, 0]):
+            whole, labels = layout.astype(kind), np.arange(6)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DataWarning)  # of channels that stand last, as below
+                one = examples.read((whole, labels))
+                for given in (list(whole), tuple(whole), pd.Series(list(whole), index=range(3, 9))):
+                    again = examples.read((given, list(labels)))
+                    assert torch.equal(again.inputs, one.inputs)
+                    assert again.inputs.dtype == one.inputs.dtype
+    with pytest.warns(DataWarning, match=r"of shape \[6, 8, 9, 3\] are read as \[N, H, W, C\]"):
+        assert examples.read((column, pd.Series(range(6)))).inputs.shape == (6, 3, 8, 9)
+    tensors = [*torch.rand(6, 3, 4, 4)]
+    data = examples.read((tensors, [*torch.arange(6)]))
+    assert torch.equal(data.inputs, torch.stack(tensors))
+    assert data.labels.tolist() == [0, 1, 2, 3, 4, 5]
+    masks = [torch.eye(4).long()] * 6
+    assert torch.equal(examples.read((tensors, masks)).labels, torch.stack(masks))
+
+
+def test_images_in_a_list_and_their_labels_in_another_are_read_as_pairs():
+    pictures = [Image.new("RGB", (8, 6), (40 * place, 0, 0)) for place in range(4)]
+    pairs = examples.read(list(zip(pictures, [0, 1, 0, 1], strict=True)))
+    for labels in ([0, 1, 0, 1], torch.tensor([0, 1, 0, 1]), np.array([0, 1, 0, 1])):
+        data = examples.read((pictures, labels))
+        assert torch.equal(data.inputs[:], pairs.inputs[:])
+        assert data.labels.tolist() == [0, 1, 0, 1]
+    assert examples.read((tuple(pictures), ("cat", "dog") * 2)).classes == ("cat", "dog")
+    assert examples.read((pictures, None)).labels is None
+    assert examples.read((pictures, [0, 1, 0, 1]), label="").labels is None
+    with pytest.raises(DataError, match="the data has 4 inputs and 2 labels: one each"):
+        examples.read((pictures, [0, 1]))
+    sized = examples.read(([torch.rand(3, 6, 8), torch.rand(3, 5, 8)], [0, 1]))
+    assert examples.with_transform(sized, size=4).inputs.shape == (2, 3, 4, 4)
+    masked = examples.read((pictures, [np.eye(6, 8, dtype=np.uint8) * 255] * 4))
+    assert masked.batch()["labels"].unique().tolist() == [0, 1]
+    target = {"boxes": torch.tensor([[0.0, 0, 4, 4]]), "labels": torch.tensor([1])}
+    for images in (torch.rand(4, 3, 6, 8), [*torch.rand(4, 3, 6, 8)], pictures):
+        assert len(examples.read((images, [target] * 4)).targets) == 4
+    with pytest.raises(DataError):  # two examples of grey images and their masks, of which neither is a label
+        examples.read(((pictures[0].convert("L"),) * 2, (pictures[1].convert("L"),) * 2))
+
+
+def test_the_splits_of_a_dict_are_what_is_learned_from_and_what_is_measured_on(tmp_path):
+    picture(tmp_path / "photos" / "a" / "1.png", 10)
+    pairs = [(torch.full((3, 4, 6), place / 20), place % 2) for place in range(5)]
+    arrays = (torch.rand(6, 3, 4, 6), torch.arange(6) % 2)
+    for part in (pairs, arrays, examples.read(arrays), tmp_path / "photos", str(tmp_path / "photos")):
+        for splits in ({"train": part, "validation": pairs[:2]}, {"test": pairs[:2], "train": part}):
+            assert torch.equal(examples.read(splits).inputs[:], examples.read(part).inputs[:])
+            assert examples.find_held_out(splits) == pairs[:2]
+        assert examples.find_held_out({"train": part}) is None
+    with pytest.raises(DataError, match="data is of dict"):
+        examples.read({"test": pairs})
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\ndef data():\n    part = (torch.rand(4, 2), [0, 1] * 2)\n"
+        "    return {'train': part, 'test': part}\n"
+    )
+    (note,) = examples.read(f"{tmp_path}/mine.py:data").notes
+    assert note.endswith("mine.py:data gives train, test, of which train is read: give held-out data by itself")
 
 
 def test_boxes_and_labels_come_in_pairs():

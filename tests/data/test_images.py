@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from pictures import class_folder, draw, mixed_folder
-from secateur.data import images, transforms
+from secateur.data import examples, images, transforms
 from secateur.data.examples import Examples, with_transform
 from secateur.data.images import Files, Images
 from secateur.errors import DataError
@@ -104,6 +104,18 @@ def test_a_transform_that_fails_is_named_with_the_image(tmp_path):
 
     with pytest.raises(DataError, match=r"transform=.*fail failed on .*000\.jpg \(ValueError: no such thing\)"):
         column(class_folder(tmp_path), transform=fail)[:1]
+
+
+def test_images_of_one_size_and_other_channels_are_told_apart_by_these():
+    items = [(torch.rand(3, 8, 9), 0), (torch.rand(1, 8, 9), 1), (torch.rand(3, 8, 10), 1)]
+    found = examples.read(items).inputs
+    words = "item 1 of the data has 1 channel, item 0 of the data has 3 channels: give all images the same channels"
+    with pytest.raises(DataError, match=words):
+        found[:2]
+    with pytest.raises(
+        DataError, match="item 2 of the data is 10x8, item 0 of the data is 9x8: bring all images to one"
+    ):
+        found[[0, 2]]
 
 
 def test_what_nobody_declares_is_the_models_or_refused(tmp_path):

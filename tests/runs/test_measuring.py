@@ -6,6 +6,7 @@ import copy
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -541,3 +542,28 @@ def test_networks_are_given_back_in_the_modes_that_they_came_in() -> None:
     secateur.measure(*nets, data=data)
     secateur.measure(nets[0], data=data)
     assert [[module.training for module in net.modules()] for net in nets] == before
+
+
+def test_what_is_to_be_said_of_data_as_it_was_read_stands_beside_what_was_measured_on_it(tmp_path, capsys) -> None:
+    pictures = torch.rand(6, 3, 8, 8)
+    drawn = (pictures[:, 0] > 0.5).long() * 255
+    found = secateur.measure(nn.Conv2d(3, 2, 1), data=(pictures, drawn))
+    assert any("masks of the data hold 0 and 255 alone: 255 counts nowhere" in note for note in found.notes)
+    found = secateur.measure(nn.Conv2d(3, 2, 1), data=list(zip(pictures, drawn, strict=True)))
+    assert any("255 is read as class 1" in note for note in found.notes)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    pairs = [(image * 255, place % 2) for place, image in enumerate(pictures)]
+    loader = torch.utils.data.DataLoader(pairs, sampler=torch.utils.data.SubsetRandomSampler([0, 1, 4]))
+    found = secateur.measure(net, copy.deepcopy(net), data=loader)
+    assert any("of the 6 examples of the data 3 are read" in note for note in found.notes)
+    assert any("inputs of the data go from" in note for note in found.notes)
+    np.savez(tmp_path / "masks.npz", inputs=pictures.numpy(), labels=drawn.numpy())
+    (tmp_path / "net.py").write_text("from torch import nn\n\ndef build():\n    return nn.Conv2d(3, 2, 1)\n")
+    cli.main(["measure", f"{tmp_path}/net.py:build", "--data", str(tmp_path / "masks.npz")])
+    assert "note: masks of masks.npz hold 0 and 255 alone" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_dict_of_splits_is_measured_on_the_one_that_is_held_out() -> None:
+    arrays = (torch.rand(9, 6), torch.arange(9) % 3)
+    found = secateur.measure(nn.Linear(6, 3), data={"train": arrays, "validation": tuple(part[:5] for part in arrays)})
+    assert any("the held-out part of the data: 5 examples" in note for note in found.notes)

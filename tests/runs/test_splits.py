@@ -158,6 +158,24 @@ def test_held_out_classes_are_numbered_as_those_of_the_data():
     assert found.held.classes == ("a", "b", "c")
 
 
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("c", "b", "a")])
+def test_held_out_labels_that_are_hidden_are_refused_however_classes_are_numbered(names):
+    """As -1 of the test parts on the Hub, which counts from the end of a tensor."""
+    with pytest.raises(DataError, match=r"judged has the label -1: .* 3 classes, 0 to 2"):
+        parted(DATA, replace(JUDGED, labels=torch.full((4,), -1), classes=names))
+
+
+def test_held_out_pixels_that_count_nowhere_stay_so_where_classes_are_numbered_anew():
+    drawn = torch.tensor([[[0, -100], [2, 255]], [[1, 1], [0, 0]]])
+    data = Examples(torch.rand(2, 3, 2, 2), drawn.clamp(0, 2), classes=("a", "b", "c"), name="data")
+    judged = replace(data, labels=drawn, classes=("c", "b", "a"))
+    found = splits.with_classes_of(data, judged)
+    assert found.labels.tolist() == [[[2, -100], [0, 255]], [[1, 1], [2, 2]]]
+    assert found.classes == data.classes
+    with pytest.raises(DataError, match="data has the label -1: it has 3 classes, 0 to 2"):
+        splits.with_classes_of(data, replace(judged, labels=drawn.clamp(-1)))
+
+
 def test_held_out_boxes_of_fewer_classes_are_numbered_as_those_of_the_data():
     def scenes(names, *labels):
         target = {"boxes": torch.tensor([[0.0, 0, 4, 4]] * len(labels)), "labels": torch.tensor(labels)}
@@ -217,6 +235,25 @@ def test_images_beyond_the_usual_range_are_told_of(scale, told):
     assert ("inputs of photos go from" in splits.range_note(pairs)) == told
     normalised = pairs.inputs.with_transform(transforms.PRESETS["imagenet"])
     assert not splits.range_note(replace(pairs, inputs=normalised))
+
+
+def test_held_out_images_beyond_the_usual_range_are_told_of_as_well():
+    usual = Examples(torch.rand(20, 3, 4, 4), torch.arange(20) % 3, name="usual")
+    wide = Examples(torch.rand(4, 3, 4, 4) * 255, torch.arange(4) % 3, name="wide")
+    subject = Traced(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), Example.of(usual.inputs[:1]))
+    for data, held_out in ((usual, wide), (wide, usual), (wide, None)):
+        (note,) = splits.split(Network(), data, held_out, subject, seed=0).notes
+        assert "inputs of wide go from" in note
+
+
+def test_masks_of_0_and_255_in_arrays_are_told_of_wherever_they_come_from(tmp_path):
+    pictures = torch.rand(6, 3, 4, 4)
+    drawn = (pictures[:, 0] > 0.5).long() * 255
+    np.savez(tmp_path / "masks.npz", inputs=pictures.numpy(), labels=drawn.numpy())
+    subject = Traced(nn.Conv2d(3, 2, 1), Example.of(pictures[:1]))
+    for given in ((pictures, drawn), Examples(pictures, drawn), tmp_path / "masks.npz"):
+        (note,) = splits.split(Network(), examples.read(given), None, subject, seed=0).notes
+        assert "hold 0 and 255 alone: 255 counts nowhere in arrays, write 1" in note
 
 
 def test_val_beside_train_is_what_is_measured_on(tmp_path):

@@ -42,6 +42,12 @@ _ORIENTATION = 0x0112
 _READERS = 8
 _CLIPPED = 0.1
 """Share of boxes that may reach beyond their images by more than a pixel: of more, the numbers mean something else."""
+_EMPTY, _OUTSIDE = "without an area, left out", "outside of their images, left out"
+_FORMS = (
+    "COCO's are x, y, width, height in pixels, YOLO's x, y of the middle, width, height in shares, VOC's and Python's "
+    "corners"
+)
+"""What four numbers are, for those who gave others."""
 
 
 @dataclass(slots=True)
@@ -147,7 +153,9 @@ def clean(
     targets = tuple(_clean(row, size, tally) for row, size in zip(rows, sizes, strict=True))
     notes = tally.notes(source)
     if not any(len(target["boxes"]) for target in targets):
-        raise DataError(f"{source} has no box that can be learned from: a detector needs some")
+        lost = [f"{tally.counts[what]} of {tally.boxes} {what}" for what in (_EMPTY, _OUTSIDE) if tally.counts[what]]
+        why = f" ({'; '.join(lost)}): {_FORMS}" if lost else ": a detector needs some"
+        raise DataError(f"{source} has no box that can be learned from{why}")
     return targets, notes
 
 
@@ -192,13 +200,12 @@ class _Tally:
         self.first.setdefault(what, row.file.name)
 
     def notes(self, source: Path) -> tuple[str, ...]:
-        beyond = self.counts["clipped to their images"] + self.counts["outside of their images, left out"]
+        beyond = self.counts["clipped to their images"] + self.counts[_OUTSIDE]
         if beyond > max(1, _CLIPPED * self.boxes):
             first = next(self.first[what] for what in self.first if "their images" in what)
             raise DataError(
-                f"{source} has {beyond} of {self.boxes} boxes that reach beyond their images, first on {first}: COCO's "
-                "are x, y, width, height in pixels, YOLO's x, y of the middle, width, height in shares, VOC's and "
-                "Python's corners"
+                f"{source} has {beyond} of {self.boxes} boxes that reach beyond their images, first on {first}: "
+                f"{_FORMS}"
             )
         return tuple(
             f"{source.name}: {count} of {self.boxes} boxes {what} (first on {self.first[what]})"
@@ -218,10 +225,10 @@ def _clean(row: Annotation, size: tuple[int, int], tally: _Tally) -> dict[str, T
     stays = np.ones(len(boxes), bool)
     for place, (given, clipped) in enumerate(zip(boxes, inside, strict=True)):
         if (given[2:] <= given[:2]).any():
-            tally.add("without an area, left out", row)
+            tally.add(_EMPTY, row)
             stays[place] = False
         elif (clipped[2:] <= clipped[:2]).any():
-            tally.add("outside of their images, left out", row)
+            tally.add(_OUTSIDE, row)
             stays[place] = False
         elif np.abs(given - clipped).max() > 1:
             tally.add("clipped to their images", row)

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from secateur._utils import disk, hashes, plugins
@@ -42,6 +43,8 @@ _SHOWN = 3
 """Classes that messages name."""
 
 
+_TRAIN = "train"
+"""The split of a dict that is learned from."""
 _OF_IMAGES = "of_images"
 """In a file of images that were written as arrays: their digest, and that of the arrays."""
 
@@ -443,15 +446,27 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
     name = source or "the data"
     if image_sources.is_table(found):
         return _of_images(image_sources.read_table(found, label))
+    if isinstance(found, Mapping) and _TRAIN in found:
+        part = found[_TRAIN]
+        data = read(part, label=label) if isinstance(part, str | Path) else _from_object(part, label, source)
+        if not source or image_sources.find_held_out(found) is None:
+            return data
+        # A function is called when its data is read, and its other splits can't be told before.
+        told = f"{source} gives {', '.join(map(str, found))}, of which train is read: give held-out data by itself"
+        return replace(data, notes=(*data.notes, told))
     labels.unnamed(f"{name} has no array of classes to be named", label=label)
     if isinstance(found, tuple) and len(found) == 2:
         inputs, kinds = found
+        if not _are_pairs(inputs, kinds):
+            boxed = isinstance(kinds, list | tuple) and any(isinstance(one, Mapping) for one in kinds)
+            inputs, kinds = list(inputs) if boxed else _stack(inputs), _stack(kinds)
+            if _are_images(inputs):
+                return _from_object(_pair_up(inputs, kinds if label else None, name), label, source)
         whole = None if kinds is None or not label else _whole(kinds, name)
         if whole is not None and whole.dim() == 4 and 1 in (whole.shape[1], whole.shape[-1]):  # masks with a channel
             whole = whole.squeeze(1 if whole.shape[1] == 1 else -1)
-        binary = whole is not None and masks_of.is_binary(whole)
-        notes = (f"masks of {name} hold 0 and 255 alone: 255 counts nowhere",) if binary else ()
-        return Examples(_number(_shares(inputs), name), whole, name=name, notes=notes)
+        void = masks_of.void_note(whole, name)
+        return Examples(_number(_shares(inputs), name), whole, name=name, notes=(void,) if void else ())
     if source and not (isinstance(found, Iterable) or hasattr(found, "__getitem__")):
         raise DataError(
             f"{source} gave {type(found).__name__}: expected Examples, a tuple (inputs, labels), or a data set or an "
@@ -464,6 +479,47 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
             masks=targeted.masks if label else None,
         )  # fmt: skip
     return _of_images(image_sources.read_pairs(found, name, labelled=bool(label)))
+
+
+def _are_pairs(one: Data, other: Data) -> bool:
+    """Whether two tuples may be two examples, as ((image, mask), (image, mask)), and no inputs and their labels."""
+    return isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other) == 2 and _are_images(other)
+
+
+def _are_images(values: Data) -> bool:
+    """Whether it is a list of images: opened ones, or arrays with or without channels."""
+    return isinstance(values, list | tuple) and all(
+        isinstance(one, Image.Image) or (isinstance(one, Tensor | np.ndarray) and one.ndim in (2, 3)) for one in values
+    )
+
+
+def _stack(values: Data) -> Data:
+    """Arrays or tensors of one shape in a list, or in a column of pandas, as one array; other columns as lists.
+
+    Bytes and 16 bits stand for shares, and are not put beside other numbers. What is no such list is given back.
+    """
+    listed = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    if not listed and str(getattr(values, "dtype", "")) != "object":
+        return values
+    rows = list(values)
+    if any(not isinstance(row, Tensor | np.ndarray) or not row.ndim or row.shape != rows[0].shape for row in rows):
+        return rows
+    kinds = {str(row.dtype).removeprefix("torch.") for row in rows}
+    if len(kinds) > 1 and kinds & {"uint8", "uint16"}:
+        return rows
+    if rows and all(isinstance(row, Tensor) for row in rows):
+        return torch.stack([row.as_subclass(Tensor).detach().cpu() for row in rows])
+    return np.stack(rows) if rows and all(isinstance(row, np.ndarray) for row in rows) else rows
+
+
+def _pair_up(inputs: Sequence[Data], kinds: Data, name: str) -> list[Data]:
+    """(image, label) of each; the images alone where there are no labels."""
+    if kinds is None:
+        return list(inputs)
+    if not hasattr(kinds, "__len__") or len(kinds) != len(inputs):
+        count = len(kinds) if hasattr(kinds, "__len__") else 1
+        raise DataError(f"{name} has {len(inputs)} inputs and {count} labels: one each")
+    return list(zip(inputs, kinds, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -502,7 +558,10 @@ def limit_as(data: Examples, other: Examples) -> Examples:
 
 
 def find_held_out(source: Any) -> Any:
-    """The part of `source` that is there to measure on, for `read`; None where there is none."""
+    """The part of `source` that is there to measure on, for `read`; None where there is none.
+
+    Of {"train": ..., "validation": ...} the second, whatever `read` takes they are; `read` reads the first.
+    """
     if isinstance(source, str | Path) and box_files.holds_boxes(Path(source)):
         return box_files.find_held_out(Path(source))
     if isinstance(source, str | Path) and masks_of.find_pair(Path(source)) is not None:

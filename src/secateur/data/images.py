@@ -216,10 +216,7 @@ class Images:
                 ) from error
             if found and value.shape != found[0].shape:
                 first = self.source.name(int(self.places[int(np.asarray(indices)[0])]))
-                raise DataError(
-                    f"{self.source.name(place)} is {_size(value)}, {first} is {_size(found[0])}: bring all images to "
-                    "one size, such as with --size 224 or --transform imagenet"
-                )
+                raise DataError(_describe_difference((self.source.name(place), value), (first, found[0])))
             found.append(value)
         return torch.stack(found) if found else torch.zeros(0, *self.shape[1:])
 
@@ -296,6 +293,18 @@ def declare(images: Images, model: object, sides: Sequence[int] | None = None, n
                 "--size 224, or --transform file.py:function"
             )
     return images.with_transform(transforms.PRESETS["none"])
+
+
+def _describe_difference(one: tuple[str, Tensor], first: tuple[str, Tensor]) -> str:
+    """A line on two images, each its name and [C, H, W], that can't stand in one batch."""
+    (name, value), (other, beside) = one, first
+    if value.shape[-2:] == beside.shape[-2:]:
+        counts = [f"{shape[0]} channel{'s' * (shape[0] != 1)}" for shape in (value.shape, beside.shape)]
+        return f"{name} has {counts[0]}, {other} has {counts[1]}: give all images the same channels"
+    return (
+        f"{name} is {_size(value)}, {other} is {_size(beside)}: bring all images to one size, such as with --size 224 "
+        "or --transform imagenet"
+    )
 
 
 def _size(value: Tensor) -> str:

@@ -24,7 +24,9 @@ from secateur.data import transforms
 from secateur.data.images import Files, Images, Places, Source, is_image, naming
 from secateur.errors import DataError
 
-__all__ = ["BINARY", "IGNORED", "Masked", "Masks", "find_held_out", "find_pair", "is_binary", "read"]
+__all__ = [
+    "BINARY", "IGNORED", "VOID", "Masked", "Masks", "find_held_out", "find_pair", "is_binary", "read", "void_note",
+]  # fmt: skip
 
 IGNORED = -100
 """Label of a pixel that counts nowhere."""
@@ -39,7 +41,7 @@ _AT_ONCE = 2**20
 """Numbers of masks in memory that are looked at in one go."""
 _SAMPLE = 200
 """Masks that are looked into before any is asked for."""
-_VOID = 255
+VOID = 255
 """What counts nowhere, of networks of no more classes, in masks of any depth."""
 BINARY = "255 is read as class 1"
 """What is said of masks that are `Masks.binary`."""
@@ -92,8 +94,8 @@ class Masks:
             return (values > 0).int()
         values.masked_fill_(values == void, IGNORED)
         if self.classes is not None:
-            if self.classes <= _VOID:
-                values.masked_fill_(values == _VOID, IGNORED)
+            if self.classes <= VOID:
+                values.masked_fill_(values == VOID, IGNORED)
             wrong = values[(values != IGNORED) & ((values < 0) | (values >= self.classes))]
             if len(wrong):
                 raise DataError(
@@ -112,8 +114,8 @@ class Masks:
                     f"{name} is in {mode}: give masks whose pixels are numbers of classes, in grey or with a palette"
                 )
             values = torch.from_numpy(np.asarray(image).astype(np.int32))
-        values = values * _VOID if mode == "1" and self.binary else values
-        return values, 65535 if mode.startswith("I") else _VOID
+        values = values * VOID if mode == "1" and self.binary else values
+        return values, 65535 if mode.startswith("I") else VOID
 
     def read(self, images: Images, indices: Places, draw: Sequence[int] | None = None) -> Tensor:
         """[n, H, W] int64: the masks of the images at `indices`, moved as these are; see `Images.read`.
@@ -151,8 +153,8 @@ class Masks:
         counts = np.zeros(1, np.int64)
         for place in images.places[_sample(len(images))].tolist():
             mask = self.original(place)
-            void = classes is not None and classes <= _VOID
-            own = torch.bincount(mask[(mask >= 0) & ~((mask == _VOID) & void)]).numpy()
+            void = classes is not None and classes <= VOID
+            own = torch.bincount(mask[(mask >= 0) & ~((mask == VOID) & void)]).numpy()
             longer = np.zeros(max(len(counts), len(own)), np.int64)
             longer[: len(counts)] += counts
             longer[: len(own)] += own
@@ -164,13 +166,20 @@ def is_binary(labels: Tensor) -> bool:
     """Whether masks [N, H, W] hold 0 and 255 and no other, as of files `Masks.look_binary` says."""
     if labels.dim() != 3 or not labels.numel():
         return False
-    seen = {0: False, _VOID: False}
+    seen = {0: False, VOID: False}
     for part in labels.split(max(1, _AT_ONCE // labels[0].numel())):  # the first of them tell most
         found = {value: part == value for value in seen}
-        if not bool((found[0] | found[_VOID]).all()):
+        if not bool((found[0] | found[VOID]).all()):
             return False
         seen = {value: seen[value] or bool(found[value].any()) for value in seen}
     return all(seen.values())
+
+
+def void_note(labels: Tensor | None, name: str) -> str:
+    """A line on masks in an array that hold 0 and 255 alone, where one class would be learned; "" for other labels."""
+    if labels is None or not is_binary(labels):
+        return ""
+    return f"masks of {name} hold 0 and 255 alone: 255 counts nowhere in arrays, write 1 for what is a class"
 
 
 @dataclass(frozen=True)

@@ -576,6 +576,7 @@ def measure(
     if apart is not None and corpus is not None:
         named = splits.names_of(part=(held_out, apart))["part"]
         rows.notes += (f"quality is measured on {named}, the held-out part of the data: {len(corpus)} examples",)
+    rows.notes += splits.reading_notes(corpus)
     for number, other in enumerate(others):
         with with_threads(place):
             before, after, both, notes = Reference(backend, other, place, corpus, pairs).compare(subject)

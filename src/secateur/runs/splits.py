@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Protocol, Self, get_args
+from typing import Any, Protocol, Self, cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from secateur._utils.rundir import read_record
 from secateur.data import boxes, chats, examples, labels, masks, texts, transforms
@@ -285,20 +286,19 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
     prompts = _find_prompts(data)
     data = backend.fit_data(data, subject)
     by_class = new and getattr(data, "labels", None) is not None and bool(backend.class_names(subject))
-    odd = range_note(data)
     if held_out is None:
         if len(data) < 3:
             few = f"{data.name} holds {len(data)} {backend.noun}"
             raise DataError(f"{few}: at least 3 are needed, one of them to measure on")
         digest = data.digest  # before the parts are drawn, which then know what lies there, and read no image for it
         train, held = _draw_parts(data, by_class, prompts, seed)
-        notes = filter(None, (copies_note(train, held, backend.noun), odd))
+        copies = copies_note(train, held, backend.noun)
         drawn = {_SPLIT: _BY_PROMPT} if prompts else {_SPLIT: _BY_CLASS} if by_class else {}
-        return Parts(train, held, {"data_sha256": digest, **drawn}, (*reading_notes(data), *notes))
+        return Parts(train, held, {"data_sha256": digest, **drawn}, (*reading_notes(data), *filter(None, [copies])))
     held_out = backend.fit_data(held_out, subject)
     digests = {"data_sha256": data.digest, "held_out_sha256": held_out.digest}
-    notes = filter(None, (copies_note(data, held_out, backend.noun, apart=True), odd))
-    return Parts(data, held_out, digests, (*reading_notes(data, held_out), *notes))
+    copies = copies_note(data, held_out, backend.noun, apart=True)
+    return Parts(data, held_out, digests, (*reading_notes(data, held_out), *filter(None, [copies])))
 
 
 def _find_prompts(data: object) -> list[str]:
@@ -337,9 +337,16 @@ def _split_by_prompt(data: Corpus, prompts: Sequence[str], seed: int) -> tuple[C
 
 
 def reading_notes(*parts: Dataset | None) -> tuple[str, ...]:
-    """What was left out of examples, or renumbered, when they were read; each once."""
-    notes = [note for part in parts if isinstance(part, Examples) for note in part.notes]
-    return tuple(dict.fromkeys(notes))
+    """What is to be said of examples as they were read, each once.
+
+    That is what was left out of them, or renumbered; masks in which 255 may stand for a class; and numbers that no
+    network was trained on, see `range_note`.
+    """
+    notes = list[str]()
+    for part in parts:
+        if isinstance(part, Examples):
+            notes += [*part.notes, masks.void_note(part.labels, part.name), range_note(part)]
+    return tuple(dict.fromkeys(filter(None, notes)))
 
 
 def copies_note(train: Dataset, held: Dataset, noun: str, *, apart: bool = False) -> str:
@@ -385,7 +392,7 @@ def with_classes_of(data: Dataset, judged: Dataset) -> Dataset:
     if data.masks is not None and judged.masks is not None:
         notes = tuple(note for note in judged.notes if masks.BINARY not in note or data.masks.binary)
         return replace(judged, masks=judged.masks.follow(data.masks), notes=notes)
-    return _boxes_numbered_as(data, judged) if judged.targets else judged.numbered_as(data)
+    return _boxes_numbered_as(data, judged) if judged.targets else _labels_numbered_as(data, judged)
 
 
 def read_judged(judged: Data, data: Examples, subject: Traced) -> Examples | None:
@@ -401,6 +408,24 @@ def read_judged(judged: Data, data: Examples, subject: Traced) -> Examples | Non
         apart = replace(apart, inputs=apart.inputs.with_transform(data.inputs.transform, data.inputs.workers))
     apart.check_names(data)
     return Network().fit_data(apart, subject)
+
+
+def _labels_numbered_as(data: Examples, judged: Examples) -> Examples:
+    """As `Examples.numbered_as`, but labels of pixels that count nowhere stay, and any other below 0 is refused."""
+    given = judged.labels
+    if given is None or not judged.classes or judged.classes == data.classes:
+        return judged.numbered_as(data)
+    void = torch.zeros_like(given, dtype=torch.bool)
+    if judged.per_pixel:  # 255 is a class where so many are named
+        void = (given == masks.IGNORED) | ((given == masks.VOID) & (len(judged.classes) <= masks.VOID))
+    counted = given.masked_fill(void, 0)
+    if int(counted.min()) < 0:
+        raise DataError(
+            f"{judged.name} has the label {int(counted.min())}: it has {len(judged.classes)} classes, 0 to "
+            f"{len(judged.classes) - 1}"
+        )
+    numbered = replace(judged, labels=counted).numbered_as(data)
+    return replace(numbered, labels=torch.where(void, given, cast(Tensor, numbered.labels)))
 
 
 def _boxes_numbered_as(data: Examples, judged: Examples) -> Examples:
