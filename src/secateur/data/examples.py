@@ -20,11 +20,11 @@ from torch import Tensor
 
 from secateur._utils import disk, hashes, plugins
 from secateur._utils.computed import Computed
-from secateur.data import box_files, feeding, image_sources, labels, own_targets, transforms
+from secateur.data import box_files, feeding, image_pairs, image_sources, labels, own_targets, transforms
 from secateur.data import boxes as boxes_of
 from secateur.data import masks as masks_of
 from secateur.data.boxes import Annotated, Augmentation
-from secateur.data.image_sources import Data
+from secateur.data.image_items import Classified, Data
 from secateur.data.images import Images
 from secateur.data.masks import Masks
 from secateur.errors import DataError, DataWarning, InputError
@@ -431,7 +431,7 @@ def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
 _HUB = re.compile(r"(hub:)?[\w-][\w.-]*/(?!.*\.py:)[\w.-]+(:[\w.-]*){0,2}")
 
 
-def _of_images(found: image_sources.Classified) -> Examples:
+def _of_images(found: Classified) -> Examples:
     kinds = None if found.labels is None else torch.from_numpy(found.labels)
     return Examples(found.images, kinds, (), found.classes, found.name, notes=found.notes)
 
@@ -463,7 +463,7 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
             targeted.images, None, targeted.targets, targeted.classes, name, ids=targeted.ids, notes=targeted.notes,
             masks=targeted.masks if label else None,
         )  # fmt: skip
-    return _of_images(image_sources.read_pairs(found, name, labelled=bool(label)))
+    return _of_images(image_pairs.read_pairs(found, name, labelled=bool(label)))
 
 
 @dataclass(frozen=True, eq=False)
