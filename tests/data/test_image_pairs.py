@@ -430,3 +430,22 @@ def test_what_of_a_dict_is_passed_over_is_said() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         examples.read([{"image": image, "label": 1, "id": 3} for image in images])
+
+
+def test_names_that_are_too_few_for_the_labels_are_left_out_with_a_note():
+    data = TensorDataset(torch.rand(6, 3, 8, 8), torch.tensor([0, 1, 5] * 2))
+    data.classes = ("a", "b", "c")
+    with pytest.warns(DataWarning, match="names 3 classes and has the label 5: the names are left out"):
+        found = examples.read(data)
+    assert (found.labels.tolist(), found.classes) == ([0, 1, 5] * 2, ())
+
+
+@pytest.mark.parametrize("form", [list, iter, lambda rows: DataLoader(rows, batch_size=4)])
+def test_labels_of_digits_are_taken_as_names_and_told(form):
+    rows = [(image, str(place)) for place, image in enumerate(torch.rand(12, 3, 8, 8))]
+    with pytest.warns(DataWarning, match=r"strings of digits, '0', '1', '10': they are taken as names in alphabetical"):
+        assert examples.read(form(rows)).classes[2] == "10"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DataWarning)
+        assert examples.read(form(rows[:10])).labels.tolist() == [*range(10)], "either way"
+        examples.read(form([(image, f"{label}a") for image, label in rows]))

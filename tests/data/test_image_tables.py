@@ -120,3 +120,88 @@ def test_a_table_whose_classes_have_another_name_says_so(tmp_path):
         assert image_sources.read_table(table, "").labels is None
         assert image_sources.read_table(table, "kind").classes == ("a", "b")
         assert image_sources.read_table(table.select_columns("img")).labels is None
+
+
+def two_columns(count=6):
+    """A table with two columns of classes: a, b, c in `fine`, x and y in `label`."""
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "fine": datasets.ClassLabel(names=["a", "b", "c"]),
+            "label": datasets.ClassLabel(names=["x", "y"]),
+        }
+    )
+    pictures = [Image.new("RGB", (8, 8), (place, 0, 0)) for place in range(count)]
+    columns = {"image": pictures, "fine": [n % 3 for n in range(count)], "label": [n % 2 for n in range(count)]}
+    return datasets.Dataset.from_dict(columns, features)
+
+
+def give(**columns):
+    """A transform that gives tensors as `pixel_values`, and beside them what functions make of the rows."""
+    return lambda rows: {
+        "pixel_values": [torch.full((3, 4, 4), 0.5) for _ in rows["image"]],
+        **{name: make(rows) for name, make in columns.items()},
+    }
+
+
+@pytest.mark.parametrize("label", ["fine", "typo"])
+def test_a_label_that_is_named_is_one_that_the_transform_gives(label):
+    rows = two_columns().with_transform(give(label=lambda rows: rows["label"]))
+    with pytest.raises(DataError, match=f"transform gives it, has no key '{label}': it has (label|pixel_values)"):
+        examples.read(rows, label=label)
+
+
+def test_a_transform_that_takes_labels_of_another_column_has_no_names_of_the_first():
+    rows = two_columns().with_transform(give(labels=lambda rows: rows["fine"]))
+    data = examples.read(rows)
+    assert (data.labels.tolist(), data.classes) == ([0, 1, 2, 0, 1, 2], ())
+    whole = two_columns().with_transform(give(labels=lambda rows: rows["label"], fine=lambda rows: rows["fine"]))
+    assert examples.read(whole).classes == ("x", "y")
+    assert examples.read(whole, label="fine").classes == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("key", ["labels", "mask"])
+def test_masks_that_a_transform_gives_are_read_as_those_of_any_data_set(key):
+    masks = [torch.full((4, 4), place % 3) for place in range(6)]
+    rows = two_columns().with_transform(give(**{key: lambda rows: [masks[fine] for fine in rows["fine"]]}))
+    for given in (rows, datasets.DatasetDict(train=rows)):
+        data = examples.read(given)
+        assert torch.equal(data.batch()["labels"], torch.stack(masks))
+        assert (data.labels, data.classes) == (None, ()), "names of a column are those of no mask"
+
+
+def test_boxes_that_a_transform_gives_are_read_as_those_of_any_data_set():
+    box = torch.tensor([[1.0, 1.0, 3.0, 3.0]])
+    change = give(
+        boxes=lambda rows: [box for _ in rows["image"]],
+        labels=lambda rows: [torch.tensor([fine + 1]) for fine in rows["fine"]],
+    )
+    data = examples.read(two_columns().with_transform(change))
+    assert [target["labels"].tolist() for target in data.targets] == [[0], [1], [2]] * 2
+
+
+def test_a_stream_of_unknown_columns_says_how_they_become_known():
+    rows = two_columns().to_iterable_dataset().map(lambda row: {"image": row["image"]})
+    with pytest.raises(DataError, match=r"columns of the table are not known, as after `map`.*features="):
+        examples.read(rows)
+    features = two_columns().features
+    assert examples.read(two_columns().to_iterable_dataset().map(lambda row: row, features=features)).classes == (
+        "x",
+        "y",
+    )
+
+
+def test_a_column_of_text_that_is_called_image_is_none_beside_one_of_images():
+    features = datasets.Features({"image": datasets.Value("string"), "photo": datasets.Image()})
+    rows = datasets.Dataset.from_dict({"image": ["a.png"] * 2, "photo": [Image.new("RGB", (8, 8))] * 2}, features)
+    assert examples.read(rows, label="").inputs.shape == (2, 3, 8, 8)
+
+
+def test_labels_of_digits_are_names_and_told():
+    rows = datasets.Dataset.from_dict(
+        {"image": [Image.new("RGB", (4, 4))] * 3, "label": ["10", "2", "1"]},
+        datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")}),
+    )
+    with pytest.warns(DataWarning, match=r"strings of digits, '1', '10', .* names in alphabetical order.*int\(label\)"):
+        data = examples.read(rows)
+    assert data.classes == ("1", "10", "2")

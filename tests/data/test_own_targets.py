@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils import data as loading
@@ -709,3 +710,33 @@ def test_masks_held_out_are_read_as_those_that_are_learned_from() -> None:
     ones = [(Image.new("RGB", (8, 8)), Image.new("L", (8, 8), 255)) for _ in range(3)]
     judged = examples.with_transform(splits.with_classes_of(learned, examples.read(ones)), "none")
     assert judged.batch([0])["labels"].unique().tolist() == [1], "where 255 is class 1"
+
+
+def pets(folder: Path) -> None:
+    """Six images as torchvision's OxfordIIITPet has them: three breeds, of which one is a cat, and masks."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "annotations" / "trimaps").mkdir(parents=True)
+    lines = []
+    for place in range(6):
+        name, kind = f"Breed_{place % 3}_{place}", place % 3
+        Image.new("RGB", (9, 8), (40 * place, 0, 0)).save(folder / "images" / f"{name}.jpg")
+        mask = Image.fromarray(np.full((8, 9), 1 + kind, np.uint8))
+        mask.save(folder / "annotations" / "trimaps" / f"{name}.png")
+        lines.append(f"{name} {kind + 1} {1 + (kind > 0)} 1\n")
+    (folder / "annotations" / "trainval.txt").write_text("".join(lines))
+
+
+def test_names_of_classes_are_those_of_what_is_read_alone(tmp_path: Path) -> None:
+    pets(tmp_path / "oxford-iiit-pet")
+    breeds = torchvision.datasets.OxfordIIITPet(str(tmp_path))
+    assert len(examples.read(breeds).classes) == 3
+    assert examples.read(loading.Subset(breeds, [0, 2])).classes == examples.read(breeds).classes
+    for kind in ("segmentation", "binary-category"):
+        data = torchvision.datasets.OxfordIIITPet(str(tmp_path), target_types=kind)
+        assert examples.read(data).classes == (), "names of breeds"
+        assert examples.read(loading.Subset(data, [0, 2])).classes == ()
+
+    class Own(Masks):
+        classes = ("ground", "thing")
+
+    assert examples.read(Own()).classes == ("ground", "thing")

@@ -442,8 +442,12 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
         return found if found.labels is None else replace(found, labels=_whole(found.labels, found.name))
     name = source or "the data"
     if image_sources.is_table(found):
-        return _of_images(image_sources.read_table(found, label))
-    labels.unnamed(f"{name} has no array of classes to be named", label=label)
+        rows = image_sources.show_rows(found, label)
+        if rows is None:
+            return _of_images(image_sources.read_table(found, label))
+        found = rows
+    else:
+        labels.unnamed(f"{name} has no array of classes to be named", label=label)
     if isinstance(found, tuple) and len(found) == 2:
         inputs, kinds = found
         whole = None if kinds is None or not label else _whole(kinds, name)

@@ -101,6 +101,8 @@ class Items(Source):
         with transforms.seed_generators([place]):
             try:
                 return self.items[place]
+            except DataError:
+                raise
             except Exception as error:
                 raise DataError(f"{self.name(place)} can't be read: {line(error)}") from error
 
@@ -301,8 +303,18 @@ def name_classes(
             raise DataError(found.flaw)
         return Classified(images, None, names, name)
     if not found.names:
+        most = int(found.classes.max())
+        if names and most >= len(names):
+            note(f"{name} names {len(names)} classes and has the label {most}: the names are left out")
+            names = ()
         return Classified(images, found.classes, names, name)
     names = names or called
+    if not names and all(map(str.isdecimal, found.names)) and [*map(int, found.names)] != [*range(len(found.names))]:
+        few = ", ".join(map(repr, found.names[:3]))
+        note(
+            f"{name} has labels that are strings of digits, {few}: they are taken as names in alphabetical order; give "
+            "numbers, as by int(label), to have classes by their numbers"
+        )
     other = [one for one in found.names if one not in names]
     if other and names:
         note(f"{name} has the label {other[0]!r}, which is none of its classes: they are numbered by the alphabet")

@@ -33,7 +33,7 @@ from secateur.data.images import Images
 from secateur.data.labels import Labels
 from secateur.errors import DataError
 
-__all__ = ["has_places", "is_batch", "read_pairs", "read_places", "restrict", "whole_of"]
+__all__ = ["has_places", "is_batch", "names_of_parts", "read_pairs", "restrict", "whole_of"]
 
 
 def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
@@ -56,9 +56,9 @@ def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
                 pairs = _unbatch(source, name, batched=batched, labelled=labelled)
                 return spool(pairs, name, called=_names_of(source.dataset))
         source, notes = restrict(source, name)
-        return replace(read_places(source, name, labelled=labelled), notes=notes)
+        return replace(_read_places(source, name, labelled=labelled), notes=notes)
     if has_places(source):
-        return read_places(source, name, labelled=labelled)
+        return _read_places(source, name, labelled=labelled)
     if not isinstance(source, Iterable) or isinstance(source, str | bytes | Mapping):
         raise DataError(
             f"data is of {type(source).__name__}: give a path, Examples, (inputs, labels), or a data set or an "
@@ -67,7 +67,7 @@ def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
     return spool(_unbatch(source, name, labelled=labelled), name, called=_names_of(source))
 
 
-def read_places(source: Data, name: str, *, labelled: bool) -> Classified:
+def _read_places(source: Data, name: str, *, labelled: bool) -> Classified:
     """A data set each of whose items can be had by its place."""
     if not len(source):
         raise DataError(f"{name} holds no example: give at least one")
@@ -174,6 +174,16 @@ def whole_of(data: Data) -> tuple[tuple[str, ...], Data, Sequence[int]]:
     return _names_of(data), data, places
 
 
+def names_of_parts(data: Data) -> tuple[str, ...]:
+    """What a data set calls the classes of its boxes or masks: nothing where it has classes of whole images as well.
+
+    It is these that are named then, as breeds are by torchvision's OxfordIIITPet.
+    """
+    known = _targets_of(data)
+    whole = known is not None and len(known) > 0 and isinstance(label_of(known[0]), int | str)
+    return () if whole else _names_of(data)
+
+
 def _names_of(data: Data) -> tuple[str, ...]:
     """What a data set calls its classes, if it lists them, or numbers them from 0."""
     names: Data = getattr(data, "classes", None)
@@ -192,7 +202,8 @@ def _targets_of(data: Data) -> Sequence[Data] | None:
     read = getattr(type(data), "__getitem__", None)
     if getattr(read, "__qualname__", "") == "DatasetFolder.__getitem__" and samples is not None:
         return [label for _, label in samples]
-    found: Data = getattr(data, "targets", None)
+    hidden = getattr(data, "_labels", None) if type(data).__module__.startswith("torchvision.") else None
+    found: Data = getattr(data, "targets", hidden)
     listed = hasattr(found, "__len__") and not isinstance(found, type | Mapping) and getattr(found, "shape", None) != ()
     if not listed or len(found) != len(data):
         return None

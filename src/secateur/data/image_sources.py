@@ -18,14 +18,14 @@ from secateur.data import labels as labels_of
 from secateur.data import parts as parts_of
 from secateur.data.image_items import CHANNELS, LARGEST, Classified, Data, name_classes
 from secateur.data.image_shards import Shards, expand, read_class, read_samples
-from secateur.data.image_tables import list_parquet, load_library, open_table, read_rows
+from secateur.data.image_tables import Shown, is_shown, list_parquet, load_library, open_table, read_rows
 from secateur.data.images import Files, Images, is_image
 from secateur.data.labels import Labels
 from secateur.errors import DataError
 
 __all__ = [
     "CHANNELS", "LARGEST", "find_held_out", "is_shards", "is_table", "read_folder", "read_hub", "read_shards",
-    "read_table",
+    "read_table", "show_rows",
 ]  # fmt: skip
 
 _TRAIN = "train"
@@ -160,11 +160,21 @@ def read_table(source: Data, label: str = labels_of.DEFAULT) -> Classified:
     """
     datasets, name = load_library(), Path(source).name if isinstance(source, str | Path) else "the table"
     rows, notes = open_table(Path(source), datasets) if isinstance(source, str | Path) else (source, ())
-    if isinstance(rows, dict):
-        if _TRAIN not in rows:
-            raise DataError(f"{name} has the splits {', '.join(rows)} and no train: give one of them")
-        rows = rows[_TRAIN]
-    return replace(read_rows(rows, label, name, datasets), notes=notes)
+    return replace(read_rows(_choose_split(rows, name), label, name, datasets), notes=notes)
+
+
+def show_rows(table: Data, label: str = labels_of.DEFAULT) -> Shown | None:
+    """The rows of a table, or of the split `train`, as a transform of the user's own gives them; None without one."""
+    rows = _choose_split(table, "the table")
+    return Shown(rows, label) if is_shown(rows) else None
+
+
+def _choose_split(rows: Data, name: str) -> Data:
+    if not isinstance(rows, dict):
+        return rows
+    if _TRAIN not in rows:
+        raise DataError(f"{name} has the splits {', '.join(rows)} and no train: give one of them")
+    return rows[_TRAIN]
 
 
 def read_hub(name: str, label: str = labels_of.DEFAULT) -> Classified:

@@ -13,12 +13,11 @@ from secateur._utils.plugins import line
 from secateur.data import labels as labels_of
 from secateur.data import parts as parts_of
 from secateur.data.image_items import IMAGE_COLUMNS, LABEL_COLUMNS, Classified, Data, name_classes, pair_of, spool
-from secateur.data.image_pairs import read_places
 from secateur.data.images import Encoded, Images, naming
 from secateur.data.labels import Labels
 from secateur.errors import DataError, MissingExtraError
 
-__all__ = ["list_parquet", "load_library", "open_table", "read_rows"]
+__all__ = ["Shown", "is_shown", "list_parquet", "load_library", "open_table", "read_rows"]
 
 
 class _Column(Encoded):
@@ -64,27 +63,28 @@ def read_rows(rows: Data, label: str, name: str, datasets: Data) -> Classified:
     pictures = [one for one, kind in features.items() if isinstance(kind, datasets.Image)]
     called = [one for one in IMAGE_COLUMNS if one in (pictures or features)]
     column = next(iter((*called, *pictures)), None)
+    if column is None and not features:
+        raise DataError(
+            f"the columns of {name} are not known, as after `map` on a stream: name them with its features=, images as "
+            "datasets.Image"
+        )
     if column is None:
-        known = ", ".join(features) or "none that are known"
+        known = ", ".join(features)
         raise DataError(f"{name} has no column of images: it has {known}; name one of type datasets.Image, as `image`")
-    shown = (getattr(rows, "format", None) or {}).get("type") == "custom"  # by a transform of the user's own
-    if label not in ("", labels_of.DEFAULT) and not shown:
-        labels_of.check(label, features, name)
+    labels_of.check(label, features, name)
     kinds = next((one for one in (label, *LABEL_COLUMNS) if one in features), None) if label else None
     if kinds and isinstance(features[kinds], datasets.Image):
         raise DataError(
             f"{name} has images in {kinds!r}, where classes belong: give masks as a list of (image, mask), or as "
             "folders images/ and masks/"
         )
-    if label and not kinds and not shown and (others := [one for one in features if one != column]):
+    if label and not kinds and (others := [one for one in features if one != column]):
         note(
             f"{name} has no column {', '.join(LABEL_COLUMNS)}, and is read without classes; it has "
             f"{', '.join(others)}: name that of the classes (--label), or say label='' for none; masks and boxes of "
             "tables are not read"
         )
     names = tuple(getattr(features.get(kinds), "names", None) or ()) if kinds else ()
-    if shown:
-        return read_places(_Shown(rows, label, names), name, labelled=bool(label))
     if isinstance(features[column], datasets.Image):
         rows = rows.cast_column(column, datasets.Image(decode=False))
     kind = _kind_of_numbers(features[column])
@@ -116,19 +116,31 @@ def _kind_of_numbers(feature: Data) -> np.dtype[np.generic] | None:
     return kind if kind.kind in "biuf" else None
 
 
-class _Shown:
-    """(image, label) of each row of a table with a transform of the user's own, as that gives them."""
+class Shown:
+    """(image, label) of each row of a table with a transform of the user's own, as that gives them.
 
-    def __init__(self, rows: Data, label: str, classes: tuple[str, ...]) -> None:
-        self.rows, self.label, self.classes = rows, label, classes
+    The names of a column of classes are there with its values as `targets`, so that they count for no other labels.
+    """
+
+    def __init__(self, rows: Data, label: str = labels_of.DEFAULT) -> None:
+        self.rows, self.label = rows, label
+        column = next((one for one in (label, *LABEL_COLUMNS) if one in rows.features), None) if label else None
+        self.classes = tuple(getattr(rows.features.get(column), "names", None) or ())
+        self.targets = rows.with_format(None)[column] if self.classes else None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, place: int) -> tuple[Data, Data]:
-        row = self.rows[int(place)]
-        image, label = pair_of(row, "a row of the table")
+        row, where = self.rows[int(place)], f"row {place} of the table, as its transform gives it,"
+        labels_of.check(self.label, row, where, what="key")
+        image, label = pair_of(row, where)
         return row.get("pixel_values", image), row.get(self.label, label)
+
+
+def is_shown(rows: Data) -> bool:
+    """Whether a table has a transform of the user's own."""
+    return (getattr(rows, "format", None) or {}).get("type") == "custom"
 
 
 def list_parquet(source: Path) -> list[Path]:

@@ -86,7 +86,8 @@ def read(source: image_items.Data, name: str, *, labelled: bool = True) -> Targe
     if bare:
         raise DataError(f"{name} has no box that can be learned from: a detector needs some")
     _check_steady(items)
-    names, whole, places = image_pairs.whole_of(data)
+    _, whole, places = image_pairs.whole_of(data)
+    names = image_pairs.names_of_parts(whole)
     if not boxed:
         if not labelled:
             return Targeted(Images(items), classes=names, notes=notes)
