@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from secateur._utils.noting import note
 from secateur._utils.plugins import line
 from secateur.data import labels as labels_of
 from secateur.data import parts as parts_of
 from secateur.data.image_items import CHANNELS, LARGEST, Classified, Data, name_classes
-from secateur.data.image_shards import Shards, expand, read_class, read_samples
+from secateur.data.image_shards import Shards, expand, find_image, read_class, read_json, read_samples
 from secateur.data.image_tables import Shown, is_shown, list_parquet, load_library, open_table, read_rows
 from secateur.data.images import Files, Images, is_image
 from secateur.data.labels import Labels
@@ -120,26 +121,37 @@ def is_shards(source: object) -> bool:
 def read_shards(source: str | Path, label: str = labels_of.DEFAULT) -> Classified:
     """WebDataset shards: in each .tar, files of one name with several endings are an example: NAME.jpg and NAME.cls.
 
-    A class is in NAME.cls (a number or a name), in NAME.txt, or in NAME.json under `label`. Their index takes a pass
-    over the files' headers. Of shards whose names tell parts, those of train are read; see `parts.choose`.
+    A class is in NAME.cls (a number or a name), in NAME.json under `label`, or in NAME.txt; a `label` that is named
+    stands in NAME.json, or is such an ending. Their index takes a pass over the files' headers. Of shards whose names
+    tell parts, those of train are read; see `parts.choose`.
 
-    Raises `DataError` for a shard that can't be read, or that holds no image.
+    Raises `DataError` for a shard that can't be read or was cut off, or that holds no image, and for a `label` that is
+    named and not there.
     """
     paths, notes = parts_of.choose(Path(source), expand(source))
-    members, names, kinds = array("q"), list[str](), Labels()
+    members, names, kinds, others = array("q"), list[str](), Labels(), ""
     for number, path in enumerate(paths):
         for key, parts in read_samples(path):
-            image = next((part for ending, part in parts.items() if is_image(Path(f"x.{ending}"))), None)
+            image = find_image(path, parts, key)
             if image is None:
                 continue
             members.extend((number, image.offset_data, image.size))
             names.append(image.name)
-            kinds.add(read_class(path, parts, label, key) if label else None)
+            kind = read_class(path, parts, label, key) if label else None
+            kinds.add(kind)
+            if label and kind is None and not others:
+                others = ", ".join(read_json(path, parts, key))
     if not names:
         raise DataError(f"{source} holds no images: give .tar files of NAME.jpg with NAME.cls beside each")
     images = Images(Shards(paths, np.array(members, np.int64).reshape(-1, 3), names))
     images.keys()
-    return replace(name_classes(images, kinds, Path(source).name, "cls"), notes=notes)
+    found = name_classes(images, kinds, Path(source).name, "cls")
+    if found.labels is None and others:
+        note(
+            f"{found.name} has no label in its files .json, and is read without classes; they have {others}: name that "
+            "of the classes (--label), or say label='' for none"
+        )
+    return replace(found, notes=notes)
 
 
 def is_table(source: object) -> bool:
