@@ -11,8 +11,9 @@ from torch.utils.data import (
 )  # fmt: skip
 
 from image_data import Pairs
+from pictures import draw
 from secateur.data import examples
-from secateur.errors import DataWarning
+from secateur.errors import DataError, DataWarning
 
 
 def test_floats_with_their_colours_last_are_turned_where_nothing_else_can_stand_there():
@@ -100,3 +101,72 @@ def test_a_data_set_that_augments_is_the_same_each_time():
     first, second = examples.read(Drawn()), examples.read(Drawn())
     assert first.digest == second.digest
     assert torch.equal(first.inputs[2:3], second.inputs[2:3])
+
+
+def read_plainly(source):
+    return examples.with_transform(examples.read(source, label=""), "none").inputs[:]
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8", ">u2", "<u2"])
+def test_arrays_of_either_byte_order_are_the_same_numbers(kind):
+    numbers = np.arange(6 * 5 * 3).reshape(6, 5, 3)
+    given, own = numbers.astype(kind), numbers.astype(np.dtype(kind).newbyteorder("="))
+    for form in (list, iter):
+        data = examples.read(form([(given, 0)] * 2))
+        assert data.inputs.source.size(0) == (5, 6)
+        assert torch.equal(examples.with_transform(data, "none").inputs[:], read_plainly([own] * 2))
+
+
+@pytest.mark.parametrize("kind", ["longdouble", "object", "U1", "datetime64[s]"])
+def test_arrays_of_what_is_no_number_are_refused_in_a_line(kind):
+    for form in (list, iter):
+        with pytest.raises(
+            DataError, match=r"item 0 of the data is an array of .*: give numbers such as uint8 or float32"
+        ):
+            examples.read(form([(np.zeros((4, 4)).astype(kind), 0)] * 2))
+
+
+def test_rows_of_a_table_as_arrays_of_objects_are_pairs():
+    pandas = pytest.importorskip("pandas")
+    images = list(np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8))
+    frame = pandas.DataFrame({"image": images, "label": [0, 1] * 3})
+    assert examples.read(frame[["image", "label"]].to_numpy()).labels.tolist() == [0, 1] * 3
+    assert examples.read(zip(frame["image"], frame["label"], strict=True)).labels.tolist() == [0, 1] * 3
+    for given in (frame, frame["image"]):
+        with pytest.raises(DataError, match=r"data is a (DataFrame|Series): give pairs, .*zip\(data\['image'\], "):
+            examples.read(given)
+
+
+def test_files_of_images_as_bytes_are_read_in_lists_as_where_they_are_passed_over(tmp_path):
+    file = draw(tmp_path / "x.png", (30, 20))
+    for image in (file.read_bytes(), {"bytes": file.read_bytes(), "path": None}, {"bytes": None, "path": str(file)}):
+        for form in (list, iter):
+            data = examples.read(form([(image, 1)] * 3))
+            assert data.inputs.source.size(0) == (30, 20)
+            assert torch.equal(examples.with_transform(data, "none").inputs[:], read_plainly([Image.open(file)] * 3))
+    for wrong, words in (
+        (b"no image", "no image that can be read"),
+        ({"bytes": None, "path": str(tmp_path / "none.png")}, "item 0 of the data is no image that can be read"),
+        ({"height": 3}, "item 0 of the data is dict: give PIL images"),
+    ):
+        for form in (list, iter):
+            with pytest.raises(DataError, match=words):
+                examples.read(form([(wrong, 1)] * 3))
+
+
+def test_images_that_were_closed_are_said_to_be(tmp_path):
+    file = draw(tmp_path / "x.png")
+    with Image.open(file) as lazy:
+        pass
+    loaded = Image.open(file)
+    loaded.load()
+    loaded.close()
+    for image in (lazy, loaded):
+        with pytest.raises(DataError, match=r"item 0 of the data is an image that was closed: .*load\(\)"):
+            examples.read([(image, 0)] * 2)
+
+
+def test_transparency_of_16_bits_is_left_out_as_that_of_bytes():
+    deep = np.random.default_rng(0).integers(0, 65536, (4, 8, 9), dtype=np.uint16)
+    for given in (deep, torch.from_numpy(deep), np.ascontiguousarray(deep.transpose(1, 2, 0))):
+        assert torch.equal(read_plainly([given])[0], torch.from_numpy(deep[:3].astype(np.float32)) / 65535)

@@ -384,6 +384,11 @@ def test_what_names_are_dropped_and_what_labels_are_not_found_is_said():
             examples.read(quiet)
 
 
+class Unsized(Dataset):
+    def __getitem__(self, place):
+        return Pairs()[place]
+
+
 class Broken(Pairs):
     def __getitem__(self, place):
         raise OSError("gone")
@@ -393,6 +398,7 @@ class Broken(Pairs):
     ("source", "words"),
     [
         (7, "data is of int: give a path, Examples"),
+        (Unsized(), "data is of Unsized, which has no __len__: give it one"),
         (Broken(), "item 0 of the data can't be read: OSError: gone"),
         (["no pair"] and iter(["no pair"]), r"item 0 of the data is str: expected a pair \(image, label\)"),
         ([(np.zeros((3, 4, 4)), 1, 7)], r"item 0 of the data is tuple of 3: expected a pair \(image, label\)"),

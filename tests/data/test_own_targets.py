@@ -544,7 +544,7 @@ def test_images_of_any_mode_that_were_opened_are_read(mode: str, tmp_path: Path)
     grey.save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as closed:
         pass
-    with pytest.raises(DataError, match="item 0 of the data can't be read"):
+    with pytest.raises(DataError, match="item 0 of the data is an image that was closed"):
         examples.read([(closed, 0)])
 
 
@@ -740,3 +740,20 @@ def test_names_of_classes_are_those_of_what_is_read_alone(tmp_path: Path) -> Non
         classes = ("ground", "thing")
 
     assert examples.read(Own()).classes == ("ground", "thing")
+
+
+@pytest.mark.parametrize("key", ["boxes", "labels"])
+def test_rows_of_several_lengths_are_named(key: str) -> None:
+    good = {"boxes": [[1, 1, 5, 5], [2, 2, 6, 6]], "labels": [1, 1]}
+    wrong = {**good, key: [[1, 1, 5, 5], [1, 2]]}
+    said = "item 11 of the data has (boxes of shape|the label)"
+    with pytest.raises(DataError, match=said):
+        examples.read([*[(image, good) for image in IMAGES[:11]], (IMAGES[11], wrong)])
+    marked = examples.read([(IMAGES[0], {**good, "iscrowd": [[0], [0, 1]]})])
+    assert "crowds" not in marked.targets[0], "marks that are not one each are passed over"
+
+
+def test_masks_of_either_byte_order_are_the_same() -> None:
+    mask = np.arange(32 * 32).reshape(32, 32) % 3
+    data = examples.read([(image, mask.astype(">i2")) for image in IMAGES])
+    assert data.batch()["labels"].tolist() == [mask.tolist()] * 12

@@ -25,7 +25,7 @@ from secateur._utils.disk import guard
 from secateur._utils.noting import note
 from secateur._utils.plugins import line
 from secateur.data import transforms
-from secateur.data.images import Encoded, Images, Source, convert
+from secateur.data.images import Encoded, Images, Source, convert, decode, naming, read_size
 from secateur.data.labels import Labels
 from secateur.data.transforms import Picture
 from secateur.errors import DataError
@@ -33,6 +33,7 @@ from secateur.errors import DataError
 __all__ = [
     "CHANNELS", "IMAGE_COLUMNS", "LABEL_COLUMNS", "LABEL_KEYS", "LARGEST", "MASK_COLUMNS", "Classified", "Data",
     "Items", "has_boxes", "is_held", "is_mask", "label_of", "name_classes", "pair_of", "picture_of", "spool",
+    "tensor_of",
 ]  # fmt: skip
 
 Data: TypeAlias = Any
@@ -92,6 +93,8 @@ class Items(Source):
         elif isinstance(image, Tensor | np.ndarray) and image.ndim in (2, 3):
             height, width = image.shape[:2] if _has_channels_last(image) else image.shape[-2:]
             self._sizes[place] = (width, height)
+        elif (file := _read_file(image, self.name(place))) is not None:
+            self._sizes[place] = read_size(file, self.name(place))
         return image, label
 
     def item(self, place: int) -> Data:
@@ -144,6 +147,8 @@ def pair_of(item: object, where: str) -> tuple[Data, Data]:
         if has_boxes(item):
             return item[image], {name: value for name, value in item.items() if name != image}
         return item[image], next((item[name] for name in (*LABEL_KEYS, *MASK_COLUMNS) if name in item), None)
+    if isinstance(item, np.ndarray) and item.ndim == 1 and item.dtype.hasobject:  # as `to_numpy` of pandas has a row
+        item = tuple(item)
     if isinstance(item, Image.Image | Tensor | np.ndarray):
         return item, None
     if isinstance(item, tuple | list) and len(item) in (1, 2):
@@ -179,9 +184,14 @@ def picture_of(value: object, name: str) -> Picture:
         except DataError:
             raise
         except (OSError, SyntaxError, ValueError, TypeError, AssertionError) as error:  # opened, not read, or closed
+            if isinstance(error, AssertionError) or "closed" in str(error):
+                raise DataError(f"{name} is an image that was closed: load() it before, and leave it open") from error
             raise DataError(f"{name} can't be read: {line(error)}") from error
+    file = _read_file(value, name)
+    if file is not None:
+        return decode(file, name)
     if isinstance(value, np.ndarray):
-        tensor = torch.from_numpy(np.ascontiguousarray(value))
+        tensor = tensor_of(value, name)
         value = tensor.permute(2, 0, 1) if _has_channels_last(value) else tensor
     if not isinstance(value, Tensor) or value.dim() not in (2, 3):
         shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
@@ -199,11 +209,27 @@ def picture_of(value: object, name: str) -> Picture:
     return values.float().contiguous() if largest is None else values.float() / largest
 
 
+def tensor_of(array: NDArray[np.generic], name: str) -> Tensor:
+    """The numbers of an array, whatever their byte order. Raises `DataError` for what torch has no numbers for."""
+    try:
+        return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+    except TypeError as error:
+        raise DataError(f"{name} is an array of {array.dtype}: give numbers such as uint8 or float32") from error
+
+
+def _read_file(value: object, name: str) -> bytes | None:
+    """The file of an image that is given as its bytes, or undecoded as by `datasets`, {"bytes", "path"}; else None."""
+    if isinstance(value, Mapping) and (value.get("bytes") or value.get("path")):
+        with naming(name):
+            return value.get("bytes") or Path(value["path"]).read_bytes()
+    return value if isinstance(value, bytes) else None
+
+
 def _has_channels_last(image: Tensor | NDArray[np.generic]) -> bool:
     """Whether it is [H, W, C]: an array of whole numbers, or of floats where nothing but colours can stand last."""
     if isinstance(image, Tensor) or image.ndim != 3:
         return False
-    if image.dtype in (np.uint8, np.uint16):
+    if image.dtype.newbyteorder("=") in (np.uint8, np.uint16):
         return image.shape[-1] in CHANNELS
     return image.shape[-1] == 3 and image.shape[0] not in CHANNELS
 
@@ -221,13 +247,8 @@ class _Spooled(Encoded):
 
     def add(self, value: object) -> None:
         """One more: {"bytes", "path"} as `datasets` has it, or an image."""
-        if isinstance(value, Mapping) and not {"bytes", "path"} & value.keys():
-            raise DataError(f"{self.name(len(self))} is {', '.join(map(str, value))}, where an image belongs")
-        if isinstance(value, Mapping):
-            data = value.get("bytes") or Path(value["path"]).read_bytes()
-        elif isinstance(value, bytes):
-            data = value
-        else:
+        data = _read_file(value, self.name(len(self)))
+        if data is None:
             picture = picture_of(value, self.name(len(self)))
             numbers = picture.numpy() if isinstance(picture, Tensor) else np.asarray(picture)
             data = _ARRAY + json.dumps([str(numbers.dtype), numbers.shape]).encode() + b"\n" + numbers.tobytes()

@@ -46,6 +46,8 @@ def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
 
     Raises `DataError` for what gives no such pairs, and for a loader that draws examples more than once.
     """
+    if type(source).__module__.partition(".")[0] in ("pandas", "polars"):
+        raise DataError(f"data is a {type(source).__name__}: give pairs, such as zip(data['image'], data['label'])")
     if isinstance(source, loading.DataLoader):
         batched = source.batch_sampler is not None
         plain = source.collate_fn is loading.default_collate or (
@@ -60,6 +62,8 @@ def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
     if has_places(source):
         return _read_places(source, name, labelled=labelled)
     if not isinstance(source, Iterable) or isinstance(source, str | bytes | Mapping):
+        if hasattr(source, "__getitem__") and not hasattr(source, "__len__"):
+            raise DataError(f"data is of {type(source).__name__}, which has no __len__: give it one, or an __iter__")
         raise DataError(
             f"data is of {type(source).__name__}: give a path, Examples, (inputs, labels), or a data set or an "
             "iterable of (image, label)"

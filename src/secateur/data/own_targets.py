@@ -238,7 +238,10 @@ def _arrays(pair: Pair) -> list[NDArray[np.generic]]:
 def _numbers(given: image_items.Data) -> NDArray[np.generic]:
     if isinstance(given, Tensor):
         return given.as_subclass(Tensor).detach().cpu().double().numpy()
-    found = np.asarray(given)
+    try:
+        found = np.asarray(given)
+    except ValueError:  # of rows of several lengths, which `_read_boxes` refuses by name
+        found = np.array(given, dtype=object)
     return found.astype(np.float64) if found.dtype.kind in "biuf" else found
 
 
@@ -302,7 +305,7 @@ def _read_boxes(items: Items, place: int) -> Annotation:
         Path(f"item {place}"),
         boxes=corners.tolist(),
         labels=labels.astype(np.int64).tolist(),
-        crowds=crowds.astype(bool).tolist() if len(crowds) == len(corners) else [],
+        crowds=crowds.astype(bool).tolist() if crowds.dtype != object and len(crowds) == len(corners) else [],
         said_in=Path(items.title),
     )
 
@@ -355,7 +358,12 @@ class ItemMasks(Masks):
         if not image_items.is_mask(target):
             raise DataError(f"{where} has no mask, as others have: give numbers of classes [H, W]")
         given = np.array(target) if isinstance(target, Image.Image) else target
-        values = torch.as_tensor(given).as_subclass(Tensor).detach().cpu()
+        values = (
+            (image_items.tensor_of(given, where) if isinstance(given, np.ndarray) else torch.as_tensor(given))
+            .as_subclass(Tensor)
+            .detach()
+            .cpu()
+        )
         values = _plane(values) if values.dim() == 3 and 1 in (values.shape[0], values.shape[-1]) else values
         if values.dim() != 2 or (values.is_floating_point() and not torch.equal(values, values.floor())):
             raise DataError(f"{where} has a mask of {values.dtype}, {list(values.shape)}: give whole numbers [H, W]")
