@@ -314,8 +314,6 @@ def test_a_batch_of_one_may_be_its_example():
     for alone in (torch.rand(3, 8, 9), np.zeros((8, 9, 3), np.uint8)):
         with pytest.raises(DataError, match="gives batches of"):
             examples.read(DataLoader([alone] * 6, batch_size=1, collate_fn=lambda batch: batch[0]), label="")
-    with pytest.raises(DataError, match="is a batch of 3 images: give a label for each"):
-        examples.read(DataLoader([(torch.rand(3, 8, 9), [1, 2])] * 6, collate_fn=lambda batch: batch[0]), label="")
 
 
 def test_batches_of_two_are_images_and_labels_whatever_their_channels():
@@ -455,3 +453,93 @@ def test_labels_of_digits_are_taken_as_names_and_told(form):
         warnings.simplefilter("error", DataWarning)
         assert examples.read(form(rows[:10])).labels.tolist() == [*range(10)], "either way"
         examples.read(form([(image, f"{label}a") for image, label in rows]))
+
+
+def stack(batch):
+    return torch.stack([image for image, _ in batch]), torch.tensor([label for _, label in batch])
+
+
+@pytest.mark.parametrize("how", [{"sampler": WeightedRandomSampler([1.0] * 12, 24)}, {"batch_sampler": [[0, 1], [1]]}])
+def test_a_loader_with_batches_of_its_own_that_draws_examples_again_is_refused(how):
+    rows = [(image, place % 3) for place, image in enumerate(torch.rand(12, 3, 8, 8))]
+    with pytest.raises(DataError, match="draws examples more than once"):
+        examples.read(DataLoader(rows, collate_fn=stack, **how))
+
+
+@pytest.mark.parametrize("how", [{}, {"shuffle": True}])
+def test_what_a_loader_with_batches_of_its_own_drops_is_told(how):
+    rows = [(image, place % 3) for place, image in enumerate(torch.rand(12, 3, 8, 8))]
+    data = examples.read(DataLoader(rows, batch_size=5, drop_last=True, collate_fn=stack, **how))
+    assert len(data) == 10
+    assert data.notes == ("of the 12 examples of the data 10 are read, those that its loader gives",)
+    assert examples.read(DataLoader(rows, batch_size=5, collate_fn=stack, **how)).notes == ()
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([1, 0, 1]), torch.rand(5), [1, 0, 1]])
+def test_a_batch_of_one_may_have_several_labels_and_is_one_image(labels):
+    rows = [(image, labels) for image in torch.rand(6, 3, 8, 9)]
+    loader = DataLoader(rows, batch_size=1, collate_fn=lambda batch: batch[0])
+    assert examples.read(loader, label="").inputs.shape == (6, 3, 8, 9)
+    with pytest.raises(DataError, match="more than one value"):
+        examples.read(loader)
+    grey = DataLoader([(image[0], 1) for image, _ in rows], collate_fn=lambda rows: (rows[0][0][None], [rows[0][1]]))
+    assert examples.read(grey).labels.tolist() == [1] * 6, "a batch of one grey image"
+
+
+def test_a_batch_of_one_with_a_label_that_is_no_batch_is_refused():
+    loader = DataLoader(
+        [(image, 1) for image in torch.rand(6, 3, 8, 9)], collate_fn=lambda rows: (rows[0][0][None], rows[0][1])
+    )
+    with pytest.raises(DataError, match="is a batch of 1 images: give a label for each"):
+        examples.read(loader)
+
+
+def test_grey_batches_without_labels_say_what_to_give():
+    for join in (torch.stack, lambda batch: np.stack(list(map(np.asarray, batch)))):
+        loader = DataLoader(torch.rand(6, 20, 30), batch_size=6, collate_fn=join)
+        with pytest.raises(DataError, match=r"batches of \w+ \[6, 20, 30\]: .*; images alone are \[B, C, H, W\]"):
+            examples.read(loader)
+
+
+class Streamed(IterableDataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+@pytest.mark.parametrize(
+    "label", [torch.zeros(1, 8, 8, dtype=torch.int64), torch.zeros(1, 8, 8, dtype=torch.bool), torch.rand(8, 8)]
+)
+def test_what_is_no_image_beside_another_makes_a_list_of_two_examples(label):
+    rows = [(image, label) for image in torch.rand(4, 3, 8, 8)]
+    with pytest.raises(DataError, match="two examples in a list as a batch"):
+        examples.read(DataLoader(Streamed(rows), batch_size=2, collate_fn=list))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool])
+def test_batches_of_grey_images_and_masks_are_no_two_examples(kind):
+    batch = torch.rand(2, 9, 9), torch.zeros(2, 9, 9, dtype=kind)
+    with pytest.raises(DataError, match="has a mask, which the data gives in batches"):
+        examples.read(DataLoader(Streamed([0] * 4), batch_size=2, collate_fn=lambda _: batch))
+
+
+def test_what_batches_have_beside_their_images_is_said_once():
+    loader = DataLoader(
+        torch.rand(6, 3, 8, 8), batch_size=2, collate_fn=lambda batch: {"image": torch.stack(batch), "kind": [1, 2]}
+    )
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        examples.read(loader)
+    assert [str(one.message).partition(";")[0] for one in told if one.category is DataWarning] == [
+        "the data has no label, labels, fine_label, cls, class, target, and is read without classes"
+    ]
+
+
+def test_labels_that_a_joint_transform_changes_are_those_that_it_gives():
+    data = Targets(transforms=lambda image, label: (image, 7 if np.asarray(image).max() else label))
+    data.data, data.targets = np.zeros((300, 8, 8, 3), np.uint8), [5, 6] * 150
+    data.data[1] = 255  # which is none of those that are looked at
+    wrapped = torchvision.datasets.wrap_dataset_for_transforms_v2(data)
+    assert examples.read(wrapped).labels.tolist() == [5, 7, *[5, 6] * 149]

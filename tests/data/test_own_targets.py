@@ -757,3 +757,15 @@ def test_masks_of_either_byte_order_are_the_same() -> None:
     mask = np.arange(32 * 32).reshape(32, 32) % 3
     data = examples.read([(image, mask.astype(">i2")) for image in IMAGES])
     assert data.batch()["labels"].tolist() == [mask.tolist()] * 12
+
+
+def test_the_one_image_with_boxes_is_found_wherever_it_stands_in_a_data_set() -> None:
+    class Rare(loading.Dataset[Any]):
+        def __len__(self) -> int:
+            return 200
+
+        def __getitem__(self, place: int) -> tuple[Tensor, dict[str, Any]]:
+            boxes = {"boxes": torch.tensor([[1.0, 1.0, 5.0, 5.0]]), "labels": torch.tensor([1])}
+            return IMAGES[0], {"image_id": place, **(boxes if place == 101 else {})}
+
+    assert [place for place, target in enumerate(examples.read(Rare()).targets) if len(target["labels"])] == [101]

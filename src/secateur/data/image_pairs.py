@@ -49,14 +49,11 @@ def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
     if type(source).__module__.partition(".")[0] in ("pandas", "polars"):
         raise DataError(f"data is a {type(source).__name__}: give pairs, such as zip(data['image'], data['label'])")
     if isinstance(source, loading.DataLoader):
-        batched = source.batch_sampler is not None
         plain = source.collate_fn is loading.default_collate or (
-            not batched and source.collate_fn is loading.default_convert
+            source.batch_sampler is None and source.collate_fn is loading.default_convert
         )
         if not (plain and has_places(source.dataset)):
-            with transforms.seed_generators([0]):  # by which it may draw an order
-                pairs = _unbatch(source, name, batched=batched, labelled=labelled)
-                return spool(pairs, name, called=_names_of(source.dataset))
+            return _read_batches(source, name, labelled=labelled)
         source, notes = restrict(source, name)
         return replace(_read_places(source, name, labelled=labelled), notes=notes)
     if has_places(source):
@@ -69,6 +66,26 @@ def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
             "iterable of (image, label)"
         )
     return spool(_unbatch(source, name, labelled=labelled), name, called=_names_of(source))
+
+
+def _read_batches(loader: Data, name: str, *, labelled: bool) -> Classified:
+    """What a loader gives that makes batches of its own, or whose data set can only be passed over."""
+    count = len(loader.dataset) if has_places(loader.dataset) else 0
+    if count:
+        restrict(loader, name)  # which refuses one that draws examples more than once
+    with transforms.seed_generators([0]):  # by which it may draw an order
+        pairs = _unbatch(loader, name, size=_batch_size(loader), labelled=labelled)
+        found = spool(pairs, name, called=_names_of(loader.dataset))
+    given = len(found.images)
+    note = f"of the {count} examples of {name} {given} are read, those that its loader gives"
+    return replace(found, notes=(note,)) if given < count else found
+
+
+def _batch_size(loader: Data) -> int:
+    """How many examples a batch of a loader has at most; 0 where it gives single examples, 2 where it does not say."""
+    if loader.batch_sampler is None:
+        return 0
+    return loader.batch_size or getattr(loader.batch_sampler, "batch_size", 2)
 
 
 def _read_places(source: Data, name: str, *, labelled: bool) -> Classified:
@@ -225,20 +242,26 @@ def _gives_targets(data: Data) -> bool:
 
 
 def _unbatch(
-    source: Iterable[object], name: str, *, batched: bool = False, labelled: bool = True
+    source: Iterable[object], name: str, *, size: int = 0, labelled: bool = True
 ) -> Iterator[tuple[object, object]]:
     """(image, label) of each item, and of each example of items that are batches.
 
-    batched: all of them are. labelled: whether labels are asked for; else they are None, whatever stands there.
+    size: how many examples are in each, where all are batches. labelled: whether labels are asked for; else they are
+    None, whatever stands there.
     """
+    batched = size > 0
     for number, item in enumerate(source):
         alone = batched and isinstance(item, Tensor | np.ndarray) and is_batch(item, item)
         if batched and not (alone or isinstance(item, Mapping) or (isinstance(item, tuple | list) and len(item) == 2)):
-            raise DataError(f"{name} gives batches of {type(item).__name__}: expected (images [B, ...], labels [B])")
+            shape = f" {list(item.shape)}" if isinstance(item, Tensor | np.ndarray) else ""
+            raise DataError(
+                f"{name} gives batches of {type(item).__name__}{shape}: expected (images [B, ...], labels [B]); images "
+                "alone are [B, C, H, W]"
+            )
         image, label = pair_of(item, f"item {number} of {name}")
         if batched and _are_examples(image, label):
             raise DataError(f"{name} gives two examples in a list as a batch: expected (images [B, ...], labels [B])")
-        if batched and _is_one(image, label):
+        if batched and _is_one(image, label, size):
             yield image, label if labelled else None
             continue
         if labelled and not number:
@@ -267,12 +290,17 @@ def _may_be_image(value: Data, other: Data = None) -> bool:
     return isinstance(value, Image.Image) or (getattr(value, "ndim", 0) in (2, 3) and alike and not whole)
 
 
-def _is_one(image: Data, label: Data) -> bool:
-    """Whether a batch is one example: an opened image, or an array with channels and one label."""
+def _is_one(image: Data, label: Data, size: int) -> bool:
+    """Whether a batch is one example: an opened image, or an array with channels and one label.
+
+    Of a loader that takes one example for each batch, the label may be several numbers.
+    """
     if isinstance(image, Image.Image):
         return True
+    if getattr(image, "ndim", 0) != 3 or not {image.shape[0], image.shape[-1]} & set(CHANNELS):
+        return False
     single = not isinstance(label, list | tuple) and label is not None and not getattr(label, "ndim", 0)
-    return single and getattr(image, "ndim", 0) == 3 and bool({image.shape[0], image.shape[-1]} & set(CHANNELS))
+    return single or (size == 1 and image.shape[0] != 1)
 
 
 def is_batch(image: Data, label: Data) -> bool:
