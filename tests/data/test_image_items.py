@@ -148,6 +148,7 @@ def test_files_of_images_as_bytes_are_read_in_lists_as_where_they_are_passed_ove
         (b"no image", "no image that can be read"),
         ({"bytes": None, "path": str(tmp_path / "none.png")}, "item 0 of the data is no image that can be read"),
         ({"height": 3}, "item 0 of the data is dict: give PIL images"),
+        ({"bytes": None, "path": None}, "item 0 of the data is dict: give PIL images"),
     ):
         for form in (list, iter):
             with pytest.raises(DataError, match=words):

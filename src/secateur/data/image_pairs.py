@@ -201,7 +201,7 @@ def names_of_parts(data: Data) -> tuple[str, ...]:
     It is these that are named then, as breeds are by torchvision's OxfordIIITPet.
     """
     known = _targets_of(data)
-    whole = known is not None and len(known) > 0 and isinstance(label_of(known[0]), int | str)
+    whole = known is not None and len(known) > 0 and isinstance(label_of(known[0]), int)
     return () if whole else _names_of(data)
 
 

@@ -81,8 +81,8 @@ def read_rows(rows: Data, label: str, name: str, datasets: Data) -> Classified:
     if label and not kinds and (others := [one for one in features if one != column]):
         note(
             f"{name} has no column {', '.join(LABEL_COLUMNS)}, and is read without classes; it has "
-            f"{', '.join(others)}: name that of the classes (--label), or say label='' for none; masks and boxes of "
-            "tables are not read"
+            f"{', '.join(others)}: name that of the classes (--label), or say label='' for none; masks and boxes "
+            "are those that its with_transform gives"
         )
     names = tuple(getattr(features.get(kinds), "names", None) or ()) if kinds else ()
     if isinstance(features[column], datasets.Image):
@@ -126,7 +126,7 @@ class Shown:
         self.rows, self.label = rows, label
         column = next((one for one in (label, *LABEL_COLUMNS) if one in rows.features), None) if label else None
         self.classes = tuple(getattr(rows.features.get(column), "names", None) or ())
-        self.targets = rows.with_format(None)[column] if self.classes else None
+        self.targets = list(rows.with_format(None)[column]) if self.classes else None
 
     def __len__(self) -> int:
         return len(self.rows)
