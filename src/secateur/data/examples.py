@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,10 +24,13 @@ from secateur.data import box_files, feeding, image_pairs, image_sources, labels
 from secateur.data import boxes as boxes_of
 from secateur.data import masks as masks_of
 from secateur.data.boxes import Annotated, Augmentation
-from secateur.data.image_items import Classified, Data
+from secateur.data.image_sources import Data
 from secateur.data.images import Images
 from secateur.data.masks import Masks
 from secateur.errors import DataError, DataWarning, InputError
+
+if TYPE_CHECKING:
+    from secateur.data.image_items import Classified
 
 __all__ = [
     "Augment", "Batches", "Examples", "Limited", "Ordered", "batches", "count", "find_held_out", "letterbox", "limit",

@@ -31,20 +31,18 @@ from secateur.data.transforms import Picture
 from secateur.errors import DataError
 
 __all__ = [
-    "CHANNELS", "IMAGE_COLUMNS", "LABEL_COLUMNS", "LABEL_KEYS", "LARGEST", "MASK_COLUMNS", "Classified", "Data",
+    "CHANNEL_COUNTS", "IMAGE_COLUMNS", "LABEL_COLUMNS", "LABEL_KEYS", "MASK_COLUMNS", "Classified", "Given",
     "Items", "has_boxes", "is_held", "is_mask", "label_of", "name_classes", "pair_of", "picture_of", "spool",
     "tensor_of",
 ]  # fmt: skip
 
-Data: TypeAlias = Any
+Given: TypeAlias = Any
 """What a user gives, of whatever library it is."""
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "cls", "class", "target")
 LABEL_KEYS = (*LABEL_COLUMNS, "targets")
 MASK_COLUMNS = ("mask", "masks")
-LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0}
-"""Of numbers by which images are stored, what stands for 1."""
-CHANNELS = (1, 3, 4)
+CHANNEL_COUNTS = (1, 3, 4)
 _TEXTS = "; texts, in a list, are for recipes on language models (secateur list)"
 _ARRAY = b"\x93secateur-array\n"
 """How an image begins that is kept as numbers: then kind and shape as a line of JSON."""
@@ -63,7 +61,7 @@ class Classified:
     notes: tuple[str, ...] = ()
 
 
-def is_held(items: Data) -> bool:
+def is_held(items: Given) -> bool:
     """Whether they lie in memory as they are."""
     return type(items) in (list, tuple)
 
@@ -74,7 +72,7 @@ class Items(Source):
     Each is read under a seed of its own, so that a data set that augments gives the same image again.
     """
 
-    def __init__(self, items: Data, name: str) -> None:
+    def __init__(self, items: Given, name: str) -> None:
         self.items, self.title = items, name
         self._sizes = dict[int, tuple[int, int]]()
 
@@ -85,7 +83,7 @@ class Items(Source):
         """The image."""
         return picture_of(self.pair(place)[0], self.name(place))
 
-    def pair(self, place: int) -> tuple[Data, Data]:
+    def pair(self, place: int) -> tuple[Given, Given]:
         """(image, its label or None)."""
         image, label = pair_of(self.item(place), self.name(place))
         if isinstance(image, Image.Image):
@@ -97,7 +95,7 @@ class Items(Source):
             self._sizes[place] = read_size(file, self.name(place))
         return image, label
 
-    def item(self, place: int) -> Data:
+    def item(self, place: int) -> Given:
         """What the sequence holds."""
         if is_held(self.items):
             return self.items[place]
@@ -135,7 +133,7 @@ class Items(Source):
         return str(values.shape).encode() + values.tobytes()
 
 
-def pair_of(item: object, where: str) -> tuple[Data, Data]:
+def pair_of(item: object, where: str) -> tuple[Given, Given]:
     """(image, label) of an item, or (images, labels) of a batch; None for a label that is not there.
 
     Of an item with boxes the label is what it holds beside its image, and a mask stands in for a label.
@@ -157,12 +155,12 @@ def pair_of(item: object, where: str) -> tuple[Data, Data]:
     raise DataError(f"{where} is {what}: expected a pair (image, label){_TEXTS if isinstance(item, str) else ''}")
 
 
-def has_boxes(target: Data) -> bool:
+def has_boxes(target: Given) -> bool:
     """Whether it is {"boxes", "labels"}, with whatever else."""
     return isinstance(target, Mapping) and {"boxes", "labels"} <= target.keys()
 
 
-def is_mask(target: Data) -> bool:
+def is_mask(target: Given) -> bool:
     """Whether it is [H, W], [1, H, W] or [H, W, 1], or an image."""
     shape = list(getattr(target, "shape", ()))
     flat = len(shape) == 2 or (len(shape) == 3 and 1 in (shape[0], shape[-1]))
@@ -205,8 +203,9 @@ def picture_of(value: object, name: str) -> Picture:
         return Image.fromarray(values[:3].permute(1, 2, 0).contiguous().numpy())
     if values.dtype == torch.uint16 and len(values) == 4:  # as of bytes, transparency is left out
         values = values[:3]
-    largest = LARGEST.get(values.dtype)
-    return values.float().contiguous() if largest is None else values.float() / largest
+    if values.dtype in (torch.uint8, torch.uint16):
+        return values.float() / torch.iinfo(values.dtype).max
+    return values.float().contiguous()
 
 
 def tensor_of(array: NDArray[np.generic], name: str) -> Tensor:
@@ -230,8 +229,8 @@ def _has_channels_last(image: Tensor | NDArray[np.generic]) -> bool:
     if isinstance(image, Tensor) or image.ndim != 3:
         return False
     if image.dtype.newbyteorder("=") in (np.uint8, np.uint16):
-        return image.shape[-1] in CHANNELS
-    return image.shape[-1] == 3 and image.shape[0] not in CHANNELS
+        return image.shape[-1] in CHANNEL_COUNTS
+    return image.shape[-1] == 3 and image.shape[0] not in CHANNEL_COUNTS
 
 
 class _Spooled(Encoded):

@@ -15,13 +15,13 @@ from torch.utils import data as loading
 from secateur._utils.noting import note
 from secateur.data import transforms
 from secateur.data.image_items import (
-    CHANNELS,
+    CHANNEL_COUNTS,
     IMAGE_COLUMNS,
     LABEL_COLUMNS,
     LABEL_KEYS,
     MASK_COLUMNS,
     Classified,
-    Data,
+    Given,
     Items,
     is_held,
     label_of,
@@ -36,7 +36,7 @@ from secateur.errors import DataError
 __all__ = ["has_places", "is_batch", "names_of_parts", "read_pairs", "restrict", "whole_of"]
 
 
-def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
+def read_pairs(source: Given, name: str, *, labelled: bool = True) -> Classified:
     """A data set or a loader of torch, or any iterable, of (image, label): arrays, tensors or PIL images.
 
     Dicts of both count as well, as {"pixel_values", "labels"}, and batches of either. A data set with a length is read
@@ -68,7 +68,7 @@ def read_pairs(source: Data, name: str, *, labelled: bool = True) -> Classified:
     return spool(_unbatch(source, name, labelled=labelled), name, called=_names_of(source))
 
 
-def _read_batches(loader: Data, name: str, *, labelled: bool) -> Classified:
+def _read_batches(loader: Given, name: str, *, labelled: bool) -> Classified:
     """What a loader gives that makes batches of its own, or whose data set can only be passed over."""
     count = len(loader.dataset) if has_places(loader.dataset) else 0
     if count:
@@ -81,14 +81,14 @@ def _read_batches(loader: Data, name: str, *, labelled: bool) -> Classified:
     return replace(found, notes=(note,)) if given < count else found
 
 
-def _batch_size(loader: Data) -> int:
+def _batch_size(loader: Given) -> int:
     """How many examples a batch of a loader has at most; 0 where it gives single examples, 2 where it does not say."""
     if loader.batch_sampler is None:
         return 0
     return loader.batch_size or getattr(loader.batch_sampler, "batch_size", 2)
 
 
-def _read_places(source: Data, name: str, *, labelled: bool) -> Classified:
+def _read_places(source: Given, name: str, *, labelled: bool) -> Classified:
     """A data set each of whose items can be had by its place."""
     if not len(source):
         raise DataError(f"{name} holds no example: give at least one")
@@ -127,13 +127,13 @@ def _note_others(item: object, name: str) -> None:
         )
 
 
-def has_places(source: Data) -> bool:
+def has_places(source: Given) -> bool:
     """Whether each of its items can be had by its place."""
     passed_over = isinstance(source, loading.IterableDataset | Mapping)
     return not passed_over and hasattr(source, "__getitem__") and hasattr(source, "__len__")
 
 
-def restrict(loader: Data, name: str) -> tuple[Data, tuple[str, ...]]:
+def restrict(loader: Given, name: str) -> tuple[Given, tuple[str, ...]]:
     """(the data set of a loader, or those of its examples that its sampler draws from, in their order; notes).
 
     What a batch sampler with `drop_last` leaves of its last batch is among them.
@@ -172,7 +172,7 @@ def restrict(loader: Data, name: str) -> tuple[Data, tuple[str, ...]]:
 def _read_labels(items: Items) -> tuple[Labels, tuple[str, ...]]:
     """(the label of each, the names of the classes).
 
-    Data sets of torchvision that change no label have them in `targets`, so that no image is read. Names are those of
+    Given sets of torchvision that change no label have them in `targets`, so that no image is read. Names are those of
     the `targets`, and none are known where what the items give is something else.
     """
     names, whole, places = whole_of(items.items)
@@ -186,7 +186,7 @@ def _read_labels(items: Items) -> tuple[Labels, tuple[str, ...]]:
     return Labels(found), names if found == kept else ()
 
 
-def whole_of(data: Data) -> tuple[tuple[str, ...], Data, Sequence[int]]:
+def whole_of(data: Given) -> tuple[tuple[str, ...], Given, Sequence[int]]:
     """(names of its classes, the data set that `data` is a `Subset` of, or is, and the places of its items there)."""
     places: Sequence[int] = range(len(data))
     while isinstance(data, loading.Subset):
@@ -195,7 +195,7 @@ def whole_of(data: Data) -> tuple[tuple[str, ...], Data, Sequence[int]]:
     return _names_of(data), data, places
 
 
-def names_of_parts(data: Data) -> tuple[str, ...]:
+def names_of_parts(data: Given) -> tuple[str, ...]:
     """What a data set calls the classes of its boxes or masks: nothing where it has classes of whole images as well.
 
     It is these that are named then, as breeds are by torchvision's OxfordIIITPet.
@@ -205,9 +205,9 @@ def names_of_parts(data: Data) -> tuple[str, ...]:
     return () if whole else _names_of(data)
 
 
-def _names_of(data: Data) -> tuple[str, ...]:
+def _names_of(data: Given) -> tuple[str, ...]:
     """What a data set calls its classes, if it lists them, or numbers them from 0."""
-    names: Data = getattr(data, "classes", None)
+    names: Given = getattr(data, "classes", None)
     if isinstance(names, Mapping):
         by_number = {number: name for name, number in names.items()}
         names = [by_number.get(number) for number in range(len(names))]
@@ -217,22 +217,22 @@ def _names_of(data: Data) -> tuple[str, ...]:
     return tuple(map(str, names.tolist() if hasattr(names, "tolist") else names))
 
 
-def _targets_of(data: Data) -> Sequence[Data] | None:
+def _targets_of(data: Given) -> Sequence[Given] | None:
     """The label of each item, if the data set has them at hand: torchvision's folders give those of their `samples`."""
     samples = getattr(data, "samples", None)
     read = getattr(type(data), "__getitem__", None)
     if getattr(read, "__qualname__", "") == "DatasetFolder.__getitem__" and samples is not None:
         return [label for _, label in samples]
     hidden = getattr(data, "_labels", None) if type(data).__module__.startswith("torchvision.") else None
-    found: Data = getattr(data, "targets", hidden)
+    found: Given = getattr(data, "targets", hidden)
     listed = hasattr(found, "__len__") and not isinstance(found, type | Mapping) and getattr(found, "shape", None) != ()
     if not listed or len(found) != len(data):
         return None
-    values: Sequence[Data] = found.to_numpy() if hasattr(found, "to_numpy") else found  # pandas names its rows
+    values: Sequence[Given] = found.to_numpy() if hasattr(found, "to_numpy") else found  # pandas names its rows
     return values
 
 
-def _gives_targets(data: Data) -> bool:
+def _gives_targets(data: Given) -> bool:
     """Whether the label of each item is the one in `targets`, whatever code of a user's own might change."""
     if type(data) is loading.Subset:
         return _gives_targets(data.dataset)
@@ -276,34 +276,34 @@ def _unbatch(
         yield from zip(image, labels if labelled else [None] * len(image), strict=True)
 
 
-def _are_examples(one: Data, other: Data) -> bool:
+def _are_examples(one: Given, other: Given) -> bool:
     """Whether these are two images, or (image, label) and (image, label), and no images and their labels."""
     if isinstance(one, tuple | list):
         return len(one) == 2 and _may_be_image(one[0]) and not _may_be_image(one[1], one[0])
     return getattr(one, "ndim", 0) == getattr(other, "ndim", 0) and _may_be_image(one) and _may_be_image(other)
 
 
-def _may_be_image(value: Data, other: Data = None) -> bool:
+def _may_be_image(value: Given, other: Given = None) -> bool:
     """Whether it is a single image, of the dimensions of the `other`, which is a tensor as well."""
     alike = not isinstance(other, Tensor) or getattr(value, "ndim", 0) == other.ndim
     whole = isinstance(value, Tensor) and value.dtype in (torch.int64, torch.bool)  # as masks are
     return isinstance(value, Image.Image) or (getattr(value, "ndim", 0) in (2, 3) and alike and not whole)
 
 
-def _is_one(image: Data, label: Data, size: int) -> bool:
+def _is_one(image: Given, label: Given, size: int) -> bool:
     """Whether a batch is one example: an opened image, or an array with channels and one label.
 
     Of a loader that takes one example for each batch, the label may be several numbers.
     """
     if isinstance(image, Image.Image):
         return True
-    if getattr(image, "ndim", 0) != 3 or not {image.shape[0], image.shape[-1]} & set(CHANNELS):
+    if getattr(image, "ndim", 0) != 3 or not {image.shape[0], image.shape[-1]} & set(CHANNEL_COUNTS):
         return False
     single = not isinstance(label, list | tuple) and label is not None and not getattr(label, "ndim", 0)
     return single or (size == 1 and image.shape[0] != 1)
 
 
-def is_batch(image: Data, label: Data) -> bool:
+def is_batch(image: Given, label: Given) -> bool:
     """Whether it is several images: [B, C, H, W], a list of images, or [B, H, W] with B labels.
 
     What may be one image with channels is one, though it has as many labels: these may tell of each class whether it
@@ -312,5 +312,5 @@ def is_batch(image: Data, label: Data) -> bool:
     if isinstance(image, list | tuple) or getattr(image, "ndim", 0) == 4:
         return True
     several = isinstance(label, list | tuple) or getattr(label, "ndim", 0) == 1
-    grey = getattr(image, "ndim", 0) == 3 and not {image.shape[0], image.shape[-1]} & set(CHANNELS)
+    grey = getattr(image, "ndim", 0) == 3 and not {image.shape[0], image.shape[-1]} & set(CHANNEL_COUNTS)
     return grey and several and len(label) == len(image)

@@ -10,14 +10,16 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 
 from secateur._utils.noting import note
 from secateur._utils.plugins import line
 from secateur.data import labels as labels_of
 from secateur.data import parts as parts_of
-from secateur.data.image_items import CHANNELS, LARGEST, Classified, Data, name_classes
+from secateur.data.image_items import Classified, name_classes
 from secateur.data.image_shards import Shards, expand, find_image, read_class, read_json, read_samples
 from secateur.data.image_tables import Shown, is_shown, list_parquet, load_library, open_table, read_rows
 from secateur.data.images import Files, Images, is_image
@@ -25,15 +27,21 @@ from secateur.data.labels import Labels
 from secateur.errors import DataError
 
 __all__ = [
-    "CHANNELS", "LARGEST", "find_held_out", "is_shards", "is_table", "read_folder", "read_hub", "read_shards",
+    "CHANNELS", "LARGEST", "Data", "find_held_out", "is_shards", "is_table", "read_folder", "read_hub", "read_shards",
     "read_table", "show_rows",
 ]  # fmt: skip
+
+Data: TypeAlias = Any
+"""What a user gives, of whatever library it is."""
 
 _TRAIN = "train"
 _PART = re.compile("train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?")
 """What a folder of a part of a data set is called."""
 _UNREAD = frozenset({".arw", ".cr2", ".dng", ".heic", ".heif", ".nef", ".psd", ".svg"})
 """Files of images that Pillow does not read by itself."""
+LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0}
+"""Of numbers by which images are stored, what stands for 1."""
+CHANNELS = (1, 3, 4)
 
 
 def read_folder(path: Path) -> Classified:

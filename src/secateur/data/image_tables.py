@@ -12,7 +12,7 @@ from secateur._utils.noting import note
 from secateur._utils.plugins import line
 from secateur.data import labels as labels_of
 from secateur.data import parts as parts_of
-from secateur.data.image_items import IMAGE_COLUMNS, LABEL_COLUMNS, Classified, Data, name_classes, pair_of, spool
+from secateur.data.image_items import IMAGE_COLUMNS, LABEL_COLUMNS, Classified, Given, name_classes, pair_of, spool
 from secateur.data.images import Encoded, Images, naming
 from secateur.data.labels import Labels
 from secateur.errors import DataError, MissingExtraError
@@ -23,7 +23,7 @@ __all__ = ["Shown", "is_shown", "list_parquet", "load_library", "open_table", "r
 class _Column(Encoded):
     """A column of images in a table of `datasets`, as the bytes or paths that it holds."""
 
-    def __init__(self, rows: Data, column: str, name: str) -> None:
+    def __init__(self, rows: Given, column: str, name: str) -> None:
         self.rows, self.column, self.title = rows, column, name
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ def load_library() -> Any:
     return datasets
 
 
-def read_rows(rows: Data, label: str, name: str, datasets: Data) -> Classified:
+def read_rows(rows: Given, label: str, name: str, datasets: Given) -> Classified:
     """The images of a table, and the classes in its column `label`. Raises `DataError` for one without images."""
     features = rows.features or {}
     pictures = [one for one, kind in features.items() if isinstance(kind, datasets.Image)]
@@ -102,7 +102,7 @@ def read_rows(rows: Data, label: str, name: str, datasets: Data) -> Classified:
     return name_classes(images, Labels(values), name, kinds or "", names)
 
 
-def _kind_of_numbers(feature: Data) -> np.dtype[np.generic] | None:
+def _kind_of_numbers(feature: Given) -> np.dtype[np.generic] | None:
     """Of which numbers a column's arrays or nested lists are; None where it holds neither."""
     inner = feature
     while hasattr(inner, "feature"):
@@ -122,7 +122,7 @@ class Shown:
     The names of a column of classes are there with its values as `targets`, so that they count for no other labels.
     """
 
-    def __init__(self, rows: Data, label: str = labels_of.DEFAULT) -> None:
+    def __init__(self, rows: Given, label: str = labels_of.DEFAULT) -> None:
         self.rows, self.label = rows, label
         column = next((one for one in (label, *LABEL_COLUMNS) if one in rows.features), None) if label else None
         self.classes = tuple(getattr(rows.features.get(column), "names", None) or ())
@@ -131,14 +131,14 @@ class Shown:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: int) -> tuple[Data, Data]:
+    def __getitem__(self, place: int) -> tuple[Given, Given]:
         row, where = self.rows[int(place)], f"row {place} of the table, as its transform gives it,"
         labels_of.check(self.label, row, where, what="key")
         image, label = pair_of(row, where)
         return row.get("pixel_values", image), row.get(self.label, label)
 
 
-def is_shown(rows: Data) -> bool:
+def is_shown(rows: Given) -> bool:
     """Whether a table has a transform of the user's own."""
     return (getattr(rows, "format", None) or {}).get("type") == "custom"
 
@@ -149,7 +149,7 @@ def list_parquet(source: Path) -> list[Path]:
     return [path] if path.suffix == ".parquet" and path.is_file() else sorted(path.glob("*.parquet"))
 
 
-def open_table(path: Path, datasets: Data) -> tuple[Data, tuple[str, ...]]:
+def open_table(path: Path, datasets: Given) -> tuple[Given, tuple[str, ...]]:
     """(its rows, or a dict of splits, a note where files of several parts stand there)."""
     files, notes = parts_of.choose(path, list_parquet(path))
     try:

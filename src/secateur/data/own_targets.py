@@ -37,7 +37,7 @@ from secateur.errors import DataError
 __all__ = ["ItemMasks", "Targeted", "read"]
 
 Target: TypeAlias = Mapping[str, Tensor]
-Pair: TypeAlias = tuple[image_items.Data, image_items.Data]
+Pair: TypeAlias = tuple[image_items.Given, image_items.Given]
 _VOID, _DEEP_VOID = 255, 65535
 """What counts nowhere in a mask, and in one of 16 bits."""
 
@@ -54,7 +54,7 @@ class Targeted:
     notes: tuple[str, ...] = ()
 
 
-def read(source: image_items.Data, name: str, *, labelled: bool = True) -> Targeted | None:
+def read(source: image_items.Given, name: str, *, labelled: bool = True) -> Targeted | None:
     """The examples of a data set with places, or of a loader over one, if the first of them has boxes or a mask.
 
     Of a loader they are those that its sampler draws. None for anything else, and for a loader whose `collate_fn` makes
@@ -64,7 +64,7 @@ def read(source: image_items.Data, name: str, *, labelled: bool = True) -> Targe
     for boxes that `boxes.collect` refuses, for a data set that draws another example each time it is asked, and for
     labels and names that don't fit each other.
     """
-    data: image_items.Data = source.dataset if isinstance(source, loading.DataLoader) else source
+    data: image_items.Given = source.dataset if isinstance(source, loading.DataLoader) else source
     if not image_pairs.has_places(data) or isinstance(data, str | bytes) or not len(data):
         return None
     items, notes = _Sized(data, name), tuple[str, ...]()
@@ -120,12 +120,12 @@ def _first_with_target(items: Items, labelled: bool) -> Pair:
     return first
 
 
-def _has_no_boxes(target: image_items.Data) -> bool:
+def _has_no_boxes(target: image_items.Given) -> bool:
     """Whether it is of an image without boxes, as torchvision has it of COCO: a number of the image alone."""
     return isinstance(target, Mapping) and target.keys() <= {"image_id"}
 
 
-def _refuse_annotations(target: image_items.Data, name: str, *, plain: bool) -> None:
+def _refuse_annotations(target: image_items.Given, name: str, *, plain: bool) -> None:
     """Raise `DataError` for what is neither class nor mask nor boxes: annotations as COCO or Pascal VOC has them.
 
     plain: whether no loader makes anything else of what stands in a dict.
@@ -143,7 +143,7 @@ def _refuse_annotations(target: image_items.Data, name: str, *, plain: bool) -> 
         )
 
 
-def _check_mask(image: image_items.Data, target: image_items.Data, name: str) -> None:
+def _check_mask(image: image_items.Given, target: image_items.Given, name: str) -> None:
     """Raise `DataError` for what has two dimensions and is no mask of this image."""
     picture = image_items.picture_of(image, name)
     own = tuple(picture.shape[-2:]) if isinstance(picture, Tensor) else picture.size[::-1]
@@ -155,7 +155,7 @@ def _check_mask(image: image_items.Data, target: image_items.Data, name: str) ->
         )
 
 
-def _read_rest(whole: image_items.Data, places: Sequence[int], name: str) -> Iterator[Annotation]:
+def _read_rest(whole: image_items.Given, places: Sequence[int], name: str) -> Iterator[Annotation]:
     """The boxes of a data set at other places than these, of those examples that have some and can be read."""
     items, chosen = _Sized(whole, name), {int(place) for place in places}
     for place in show_bar(range(len(items)), f"boxes of the rest of {name}"):
@@ -164,12 +164,12 @@ def _read_rest(whole: image_items.Data, places: Sequence[int], name: str) -> Ite
                 yield _read_boxes(items, place)
 
 
-def _plane(mask: image_items.Data) -> image_items.Data:
+def _plane(mask: image_items.Given) -> image_items.Given:
     """[H, W] of a mask that is so, or [1, H, W], or [H, W, 1]."""
     return mask if len(mask.shape) == 2 else mask[0] if mask.shape[0] == 1 else mask[..., 0]
 
 
-def _passes_on(loader: loading.DataLoader[image_items.Data], items: Items, labelled: bool) -> bool:
+def _passes_on(loader: loading.DataLoader[image_items.Given], items: Items, labelled: bool) -> bool:
     """Whether a loader's batches hold the images, boxes and masks of its data set; not if they hold classes.
 
     labelled: whether more than images is asked for. Raises `DataError` where they hold others, if it is.
@@ -235,7 +235,7 @@ def _arrays(pair: Pair) -> list[NDArray[np.generic]]:
     return [_numbers(numbers), _plane(mask) if mask.ndim == 3 and not isinstance(target, Image.Image) else mask]
 
 
-def _numbers(given: image_items.Data) -> NDArray[np.generic]:
+def _numbers(given: image_items.Given) -> NDArray[np.generic]:
     if isinstance(given, Tensor):
         return given.as_subclass(Tensor).detach().cpu().double().numpy()
     try:
@@ -262,9 +262,9 @@ _KEPT = 32
 class _Sized(Items):
     """Items whose targets are those read with their images."""
 
-    def __init__(self, items: image_items.Data, name: str) -> None:
+    def __init__(self, items: image_items.Given, name: str) -> None:
         super().__init__(items, name)
-        self._targets = OrderedDict[int, image_items.Data]()
+        self._targets = OrderedDict[int, image_items.Given]()
 
     def open(self, place: int) -> Picture:
         image, target = self.pair(place)
@@ -273,7 +273,7 @@ class _Sized(Items):
             self._targets.popitem(last=False)
         return image_items.picture_of(image, self.name(place))
 
-    def target(self, place: int) -> image_items.Data:
+    def target(self, place: int) -> image_items.Given:
         """What stands beside the image: a batch opens its images first, and no example is asked for twice."""
         found = self._targets.pop(place, None)
         return self.pair(place)[1] if found is None else found
