@@ -85,7 +85,8 @@ def _batch_size(loader: Given) -> int:
     """How many examples a batch of a loader has at most; 0 where it gives single examples, 2 where it does not say."""
     if loader.batch_sampler is None:
         return 0
-    return loader.batch_size or getattr(loader.batch_sampler, "batch_size", 2)
+    size: int = loader.batch_size or getattr(loader.batch_sampler, "batch_size", 2)
+    return size
 
 
 def _read_places(source: Given, name: str, *, labelled: bool) -> Classified:
