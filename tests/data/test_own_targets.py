@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils import data as loading
@@ -543,7 +544,7 @@ def test_images_of_any_mode_that_were_opened_are_read(mode: str, tmp_path: Path)
     grey.save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as closed:
         pass
-    with pytest.raises(DataError, match="item 0 of the data can't be read"):
+    with pytest.raises(DataError, match="item 0 of the data is an image that was closed"):
         examples.read([(closed, 0)])
 
 
@@ -710,3 +711,62 @@ def test_masks_held_out_are_read_as_those_that_are_learned_from() -> None:
     ones = [(Image.new("RGB", (8, 8)), Image.new("L", (8, 8), 255)) for _ in range(3)]
     judged = examples.with_transform(splits.with_classes_of(learned, examples.read(ones)), "none")
     assert judged.batch([0])["labels"].unique().tolist() == [1], "where 255 is class 1"
+
+
+def pets(folder: Path) -> None:
+    """Six images as torchvision's OxfordIIITPet has them: three breeds, of which one is a cat, and masks."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "annotations" / "trimaps").mkdir(parents=True)
+    lines = []
+    for place in range(6):
+        name, kind = f"Breed_{place % 3}_{place}", place % 3
+        Image.new("RGB", (9, 8), (40 * place, 0, 0)).save(folder / "images" / f"{name}.jpg")
+        mask = Image.fromarray(np.full((8, 9), 1 + kind, np.uint8))
+        mask.save(folder / "annotations" / "trimaps" / f"{name}.png")
+        lines.append(f"{name} {kind + 1} {1 + (kind > 0)} 1\n")
+    (folder / "annotations" / "trainval.txt").write_text("".join(lines))
+
+
+def test_names_of_classes_are_those_of_what_is_read_alone(tmp_path: Path) -> None:
+    pets(tmp_path / "oxford-iiit-pet")
+    breeds = torchvision.datasets.OxfordIIITPet(str(tmp_path))
+    assert len(examples.read(breeds).classes) == 3
+    assert examples.read(loading.Subset(breeds, [0, 2])).classes == examples.read(breeds).classes
+    for kind in ("segmentation", "binary-category"):
+        data = torchvision.datasets.OxfordIIITPet(str(tmp_path), target_types=kind)
+        assert examples.read(data).classes == (), "names of breeds"
+        assert examples.read(loading.Subset(data, [0, 2])).classes == ()
+
+    class Own(Masks):
+        classes = ("ground", "thing")
+
+    assert examples.read(Own()).classes == ("ground", "thing")
+
+
+@pytest.mark.parametrize("key", ["boxes", "labels"])
+def test_rows_of_several_lengths_are_named(key: str) -> None:
+    good = {"boxes": [[1, 1, 5, 5], [2, 2, 6, 6]], "labels": [1, 1]}
+    wrong = {**good, key: [[1, 1, 5, 5], [1, 2]]}
+    said = "item 11 of the data has (boxes of shape|the label)"
+    with pytest.raises(DataError, match=said):
+        examples.read([*[(image, good) for image in IMAGES[:11]], (IMAGES[11], wrong)])
+    marked = examples.read([(IMAGES[0], {**good, "iscrowd": [[0], [0, 1]]})])
+    assert "crowds" not in marked.targets[0], "marks that are not one each are passed over"
+
+
+def test_masks_of_either_byte_order_are_the_same() -> None:
+    mask = np.arange(32 * 32).reshape(32, 32) % 3
+    data = examples.read([(image, mask.astype(">i2")) for image in IMAGES])
+    assert data.batch()["labels"].tolist() == [mask.tolist()] * 12
+
+
+def test_the_one_image_with_boxes_is_found_wherever_it_stands_in_a_data_set() -> None:
+    class Rare(loading.Dataset[Any]):
+        def __len__(self) -> int:
+            return 200
+
+        def __getitem__(self, place: int) -> tuple[Tensor, dict[str, Any]]:
+            boxes = {"boxes": torch.tensor([[1.0, 1.0, 5.0, 5.0]]), "labels": torch.tensor([1])}
+            return IMAGES[0], {"image_id": place, **(boxes if place == 101 else {})}
+
+    assert [place for place, target in enumerate(examples.read(Rare()).targets) if len(target["labels"])] == [101]

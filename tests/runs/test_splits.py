@@ -13,7 +13,7 @@ from torch import nn
 import tiny
 import vision_models
 from pictures import class_folder, mask_folder
-from secateur.data import examples, image_sources, masks, texts, transforms
+from secateur.data import examples, image_items, masks, texts, transforms
 from secateur.data.examples import Examples
 from secateur.data.texts import Corpus
 from secateur.errors import DataError, InputError
@@ -44,8 +44,8 @@ def test_a_part_of_the_data_is_drawn_by_the_seed():
 
 
 def test_images_are_read_once_to_tell_them_apart(monkeypatch):
-    stamped, stamp = [], image_sources.Items.stamp
-    monkeypatch.setattr(image_sources.Items, "stamp", lambda self, place: stamped.append(place) or stamp(self, place))
+    stamped, stamp = [], image_items.Items.stamp
+    monkeypatch.setattr(image_items.Items, "stamp", lambda self, place: stamped.append(place) or stamp(self, place))
     data = examples.read([(torch.full((3, 4, 4), place / 20), place % 2) for place in range(20)])
     net = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
     found = splits.split(Network(), data, None, Traced(net, Example.of(torch.zeros(1, 3, 4, 4))), seed=0)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from secateur._utils import disk, hashes, plugins
 from secateur._utils.computed import Computed
-from secateur.data import box_files, feeding, image_sources, labels, own_targets, transforms
+from secateur.data import box_files, feeding, image_pairs, image_sources, labels, own_targets, transforms
 from secateur.data import boxes as boxes_of
 from secateur.data import masks as masks_of
 from secateur.data.boxes import Annotated, Augmentation
@@ -29,6 +29,9 @@ from secateur.data.image_sources import Data
 from secateur.data.images import Images
 from secateur.data.masks import Masks
 from secateur.errors import DataError, DataWarning, InputError
+
+if TYPE_CHECKING:
+    from secateur.data.image_items import Classified
 
 __all__ = [
     "Augment", "Batches", "Examples", "Limited", "Ordered", "batches", "count", "find_held_out", "letterbox", "limit",
@@ -434,7 +437,7 @@ def read(source: Data, *, label: str = labels.DEFAULT) -> Examples:
 _HUB = re.compile(r"(hub:)?[\w-][\w.-]*/(?!.*\.py:)[\w.-]+(:[\w.-]*){0,2}")
 
 
-def _of_images(found: image_sources.Classified) -> Examples:
+def _of_images(found: Classified) -> Examples:
     kinds = None if found.labels is None else torch.from_numpy(found.labels)
     return Examples(found.images, kinds, (), found.classes, found.name, notes=found.notes)
 
@@ -445,8 +448,11 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
         return found if found.labels is None else replace(found, labels=_whole(found.labels, found.name))
     name = source or "the data"
     if image_sources.is_table(found):
-        return _of_images(image_sources.read_table(found, label))
-    if isinstance(found, Mapping) and _TRAIN in found:
+        rows = image_sources.show_rows(found, label)
+        if rows is None:
+            return _of_images(image_sources.read_table(found, label))
+        found = rows
+    elif isinstance(found, Mapping) and _TRAIN in found:
         part = found[_TRAIN]
         data = read(part, label=label) if isinstance(part, str | Path) else _from_object(part, label, source)
         if not source or image_sources.find_held_out(found) is None:
@@ -454,7 +460,8 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
         # A function is called when its data is read, and its other splits can't be told before.
         told = f"{source} gives {', '.join(map(str, found))}, of which train is read: give held-out data by itself"
         return replace(data, notes=(*data.notes, told))
-    labels.unnamed(f"{name} has no array of classes to be named", label=label)
+    else:
+        labels.unnamed(f"{name} has no array of classes to be named", label=label)
     if isinstance(found, tuple) and len(found) == 2:
         inputs, kinds = found
         if not _are_pairs(inputs, kinds):
@@ -478,7 +485,7 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
             targeted.images, None, targeted.targets, targeted.classes, name, ids=targeted.ids, notes=targeted.notes,
             masks=targeted.masks if label else None,
         )  # fmt: skip
-    return _of_images(image_sources.read_pairs(found, name, labelled=bool(label)))
+    return _of_images(image_pairs.read_pairs(found, name, labelled=bool(label)))
 
 
 def _are_pairs(one: Data, other: Data) -> bool:

@@ -26,9 +26,9 @@ from torch.utils import data as loading
 
 from secateur._utils.bars import show_bar
 from secateur._utils.plugins import line
-from secateur.data import boxes, image_sources, transforms
+from secateur.data import boxes, image_items, image_pairs, transforms
 from secateur.data.boxes import Annotation
-from secateur.data.image_sources import Items
+from secateur.data.image_items import Items
 from secateur.data.images import Images
 from secateur.data.masks import BINARY, Masks
 from secateur.data.transforms import Picture
@@ -37,7 +37,7 @@ from secateur.errors import DataError
 __all__ = ["ItemMasks", "Targeted", "read"]
 
 Target: TypeAlias = Mapping[str, Tensor]
-Pair: TypeAlias = tuple[image_sources.Data, image_sources.Data]
+Pair: TypeAlias = tuple[image_items.Given, image_items.Given]
 _VOID, _DEEP_VOID = 255, 65535
 """What counts nowhere in a mask, and in one of 16 bits."""
 
@@ -54,7 +54,7 @@ class Targeted:
     notes: tuple[str, ...] = ()
 
 
-def read(source: image_sources.Data, name: str, *, labelled: bool = True) -> Targeted | None:
+def read(source: image_items.Given, name: str, *, labelled: bool = True) -> Targeted | None:
     """The examples of a data set with places, or of a loader over one, if the first of them has boxes or a mask.
 
     Of a loader they are those that its sampler draws. None for anything else, and for a loader whose `collate_fn` makes
@@ -64,29 +64,30 @@ def read(source: image_sources.Data, name: str, *, labelled: bool = True) -> Tar
     for boxes that `boxes.collect` refuses, for a data set that draws another example each time it is asked, and for
     labels and names that don't fit each other.
     """
-    data: image_sources.Data = source.dataset if isinstance(source, loading.DataLoader) else source
-    if not image_sources.has_places(data) or isinstance(data, str | bytes) or not len(data):
+    data: image_items.Given = source.dataset if isinstance(source, loading.DataLoader) else source
+    if not image_pairs.has_places(data) or isinstance(data, str | bytes) or not len(data):
         return None
     items, notes = _Sized(data, name), tuple[str, ...]()
     try:
         image, target = _first_with_target(items, labelled)
     except DataError:
-        return None  # as `image_sources.read_pairs` will say, or a loader's own code may mend
-    boxed, bare = (labelled and has(target) for has in (image_sources.has_boxes, _has_no_boxes))
+        return None  # as `image_pairs.read_pairs` will say, or a loader's own code may mend
+    boxed, bare = (labelled and has(target) for has in (image_items.has_boxes, _has_no_boxes))
     loader = source if isinstance(source, loading.DataLoader) else None
-    if not (boxed or bare) and (image_sources.is_batch(image, target) or not image_sources.is_mask(target)):
+    if not (boxed or bare) and (image_pairs.is_batch(image, target) or not image_items.is_mask(target)):
         if labelled:
             _refuse_annotations(target, name, plain=loader is None or loader.collate_fn is loading.default_collate)
         return None
     if loader is not None:
         if not _passes_on(loader, items, labelled):
             return None
-        data, notes = image_sources.restrict(source, name)
+        data, notes = image_pairs.restrict(source, name)
         items = _Sized(data, name)
     if bare:
         raise DataError(f"{name} has no box that can be learned from: a detector needs some")
     _check_steady(items)
-    names, whole, places = image_sources.whole_of(data)
+    _, whole, places = image_pairs.whole_of(data)
+    names = image_pairs.names_of_parts(whole)
     if not boxed:
         if not labelled:
             return Targeted(Images(items), classes=names, notes=notes)
@@ -119,12 +120,12 @@ def _first_with_target(items: Items, labelled: bool) -> Pair:
     return first
 
 
-def _has_no_boxes(target: image_sources.Data) -> bool:
+def _has_no_boxes(target: image_items.Given) -> bool:
     """Whether it is of an image without boxes, as torchvision has it of COCO: a number of the image alone."""
     return isinstance(target, Mapping) and target.keys() <= {"image_id"}
 
 
-def _refuse_annotations(target: image_sources.Data, name: str, *, plain: bool) -> None:
+def _refuse_annotations(target: image_items.Given, name: str, *, plain: bool) -> None:
     """Raise `DataError` for what is neither class nor mask nor boxes: annotations as COCO or Pascal VOC has them.
 
     plain: whether no loader makes anything else of what stands in a dict.
@@ -142,9 +143,9 @@ def _refuse_annotations(target: image_sources.Data, name: str, *, plain: bool) -
         )
 
 
-def _check_mask(image: image_sources.Data, target: image_sources.Data, name: str) -> None:
+def _check_mask(image: image_items.Given, target: image_items.Given, name: str) -> None:
     """Raise `DataError` for what has two dimensions and is no mask of this image."""
-    picture = image_sources.picture_of(image, name)
+    picture = image_items.picture_of(image, name)
     own = tuple(picture.shape[-2:]) if isinstance(picture, Tensor) else picture.size[::-1]
     given = target.size[::-1] if isinstance(target, Image.Image) else tuple(_plane(target).shape)
     if given != own:
@@ -154,7 +155,7 @@ def _check_mask(image: image_sources.Data, target: image_sources.Data, name: str
         )
 
 
-def _read_rest(whole: image_sources.Data, places: Sequence[int], name: str) -> Iterator[Annotation]:
+def _read_rest(whole: image_items.Given, places: Sequence[int], name: str) -> Iterator[Annotation]:
     """The boxes of a data set at other places than these, of those examples that have some and can be read."""
     items, chosen = _Sized(whole, name), {int(place) for place in places}
     for place in show_bar(range(len(items)), f"boxes of the rest of {name}"):
@@ -163,12 +164,12 @@ def _read_rest(whole: image_sources.Data, places: Sequence[int], name: str) -> I
                 yield _read_boxes(items, place)
 
 
-def _plane(mask: image_sources.Data) -> image_sources.Data:
+def _plane(mask: image_items.Given) -> image_items.Given:
     """[H, W] of a mask that is so, or [1, H, W], or [H, W, 1]."""
     return mask if len(mask.shape) == 2 else mask[0] if mask.shape[0] == 1 else mask[..., 0]
 
 
-def _passes_on(loader: loading.DataLoader[image_sources.Data], items: Items, labelled: bool) -> bool:
+def _passes_on(loader: loading.DataLoader[image_items.Given], items: Items, labelled: bool) -> bool:
     """Whether a loader's batches hold the images, boxes and masks of its data set; not if they hold classes.
 
     labelled: whether more than images is asked for. Raises `DataError` where they hold others, if it is.
@@ -188,10 +189,10 @@ def _passes_on(loader: loading.DataLoader[image_sources.Data], items: Items, lab
         ) from error
     if made is given[0] or (isinstance(made, list | tuple) and all(map(operator.is_, made, given))):
         return True
-    images, targets = image_sources.pair_of(made, f"a batch of the loader of {items.title}")
+    images, targets = image_items.pair_of(made, f"a batch of the loader of {items.title}")
     with contextlib.suppress(DataError, TypeError, ValueError):
         pairs = [(images, targets)] if alone else list(zip(images, targets, strict=True))
-        forms = (image_sources.has_boxes, image_sources.is_mask, _has_no_boxes)
+        forms = (image_items.has_boxes, image_items.is_mask, _has_no_boxes)
         if not any(form(target) for form in forms for _, target in pairs):
             return False
         own = [items.pair(place) for place in range(count)]
@@ -224,20 +225,23 @@ def _are_equal(one: Pair, other: Pair) -> bool:
 def _arrays(pair: Pair) -> list[NDArray[np.generic]]:
     """The image of an example as numbers, and its boxes and labels, or its mask, if it has either."""
     image, target = pair
-    picture = image_sources.picture_of(image, "an image")
+    picture = image_items.picture_of(image, "an image")
     numbers = picture if isinstance(picture, Tensor) else np.atleast_3d(np.asarray(picture)).transpose(2, 0, 1) / 255
-    if image_sources.has_boxes(target):
+    if image_items.has_boxes(target):
         return [_numbers(part) for part in (numbers, target["boxes"], target["labels"])]
-    if not image_sources.is_mask(target):
+    if not image_items.is_mask(target):
         return [_numbers(numbers)]
     mask = _numbers(target)
     return [_numbers(numbers), _plane(mask) if mask.ndim == 3 and not isinstance(target, Image.Image) else mask]
 
 
-def _numbers(given: image_sources.Data) -> NDArray[np.generic]:
+def _numbers(given: image_items.Given) -> NDArray[np.generic]:
     if isinstance(given, Tensor):
         return given.as_subclass(Tensor).detach().cpu().double().numpy()
-    found = np.asarray(given)
+    try:
+        found = np.asarray(given)
+    except ValueError:  # of rows of several lengths, which `_read_boxes` refuses by name
+        found = np.array(given, dtype=object)
     return found.astype(np.float64) if found.dtype.kind in "biuf" else found
 
 
@@ -258,18 +262,18 @@ _KEPT = 32
 class _Sized(Items):
     """Items whose targets are those read with their images."""
 
-    def __init__(self, items: image_sources.Data, name: str) -> None:
+    def __init__(self, items: image_items.Given, name: str) -> None:
         super().__init__(items, name)
-        self._targets = OrderedDict[int, image_sources.Data]()
+        self._targets = OrderedDict[int, image_items.Given]()
 
     def open(self, place: int) -> Picture:
         image, target = self.pair(place)
         self._targets[place] = target
         while len(self._targets) > _KEPT:
             self._targets.popitem(last=False)
-        return image_sources.picture_of(image, self.name(place))
+        return image_items.picture_of(image, self.name(place))
 
-    def target(self, place: int) -> image_sources.Data:
+    def target(self, place: int) -> image_items.Given:
         """What stands beside the image: a batch opens its images first, and no example is asked for twice."""
         found = self._targets.pop(place, None)
         return self.pair(place)[1] if found is None else found
@@ -280,7 +284,7 @@ def _read_boxes(items: Items, place: int) -> Annotation:
     target, where = items.pair(place)[1], items.name(place)
     if _has_no_boxes(target):
         return Annotation(Path(f"item {place}"), said_in=Path(items.title))
-    if not image_sources.has_boxes(target):
+    if not image_items.has_boxes(target):
         raise DataError(f'{where} has no boxes, as others have: give {{"boxes": [n, 4], "labels": [n]}}')
     given = target["boxes"]
     if type(given).__name__ == "BoundingBoxes":  # of torchvision, which is there then
@@ -301,7 +305,7 @@ def _read_boxes(items: Items, place: int) -> Annotation:
         Path(f"item {place}"),
         boxes=corners.tolist(),
         labels=labels.astype(np.int64).tolist(),
-        crowds=crowds.astype(bool).tolist() if len(crowds) == len(corners) else [],
+        crowds=crowds.astype(bool).tolist() if crowds.dtype != object and len(crowds) == len(corners) else [],
         said_in=Path(items.title),
     )
 
@@ -351,10 +355,15 @@ class ItemMasks(Masks):
 
     def _decode(self, place: int) -> tuple[Tensor, int]:
         target, where = self.files.target(place), self.files.name(place)
-        if not image_sources.is_mask(target):
+        if not image_items.is_mask(target):
             raise DataError(f"{where} has no mask, as others have: give numbers of classes [H, W]")
         given = np.array(target) if isinstance(target, Image.Image) else target
-        values = torch.as_tensor(given).as_subclass(Tensor).detach().cpu()
+        values = (
+            (image_items.tensor_of(given, where) if isinstance(given, np.ndarray) else torch.as_tensor(given))
+            .as_subclass(Tensor)
+            .detach()
+            .cpu()
+        )
         values = _plane(values) if values.dim() == 3 and 1 in (values.shape[0], values.shape[-1]) else values
         if values.dim() != 2 or (values.is_floating_point() and not torch.equal(values, values.floor())):
             raise DataError(f"{where} has a mask of {values.dtype}, {list(values.shape)}: give whole numbers [H, W]")
