@@ -38,7 +38,7 @@ def main() -> int:
             say.print(f"    {error}\n    Distilling on English prose that ships with Python instead.")
             sentences = [text for text in packages.standard_library_text() if 5 <= len(text.split()) <= 40]
         say.print("[bold]2/3[/bold] ZipLM: latency table, pruning database, search, cut, distillation")
-        how = {"calibration": 1024, "trials": 20, "timings": 10, "steps": STEPS, "train_batch": 16, "batch": 16}
+        how = {"calibration": 1024, "trials": 20, "timings": 8, "steps": STEPS, "train_batch": 16, "batch": 16}
         secateur.run("ziplm", model, sentences, "speedup=2x", OUT, **how)
         say.print("[bold]3/3[/bold] the same training for two simpler cuts")
         rows = baselines.add(OUT, model, sentences)
