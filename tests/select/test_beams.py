@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from secateur.errors import InputError
@@ -154,7 +154,7 @@ def test_the_judge_is_asked_less_for_branches_than_for_wholes():
     assert max(looked) <= 40
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(PATH, min_size=21, max_size=120))
 def test_a_round_keeps_three_branches_of_each_batch(sequences):
     batches = []
