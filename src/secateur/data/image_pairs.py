@@ -77,8 +77,8 @@ def _read_batches(loader: Given, name: str, *, labelled: bool) -> Classified:
         pairs = _unbatch(loader, name, size=_batch_size(loader), labelled=labelled)
         found = spool(pairs, name, called=_names_of(loader.dataset))
     given = len(found.images)
-    note = f"of the {count} examples of {name} {given} are read, those that its loader gives"
-    return replace(found, notes=(note,)) if given < count else found
+    fewer = f"of the {count} examples of {name} {given} are read, those that its loader gives"
+    return replace(found, notes=(fewer,)) if given < count else found
 
 
 def _batch_size(loader: Given) -> int:
@@ -166,8 +166,8 @@ def restrict(loader: Given, name: str) -> tuple[Given, tuple[str, ...]]:
     whole = length_hint(getattr(sampler, "sampler", data)) == len(data)
     if own and getattr(sampler, "drop_last", False) and whole and missing < largest:
         return data, (f"all {len(data)} examples of {name} are read, with those that its loader drops of a last batch",)
-    note = f"of the {len(data)} examples of {name} {len(drawn)} are read, those that its loader's sampler draws"
-    return loading.Subset(data, sorted(drawn)), (note,)
+    fewer = f"of the {len(data)} examples of {name} {len(drawn)} are read, those that its loader's sampler draws"
+    return loading.Subset(data, sorted(drawn)), (fewer,)
 
 
 def _read_labels(items: Items) -> tuple[Labels, tuple[str, ...]]:
