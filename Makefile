@@ -81,11 +81,13 @@ clean:  ## remove what was built: the environment, caches, the site; not the dem
 	@rm -rf $(VENV) $(YOLO) site dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	@find src tests claims examples scripts benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
-# bin/pip is the last thing venv writes, so an interrupted venv is made anew.
+# bin/pip is the last thing venv writes, so an interrupted venv is made anew. The pip that Python 3.11 brings looks for
+# versions twice as long as a newer one.
 $(BIN)/pip:
 	@if [ -z "$(PYTHON)" ]; then echo "secateur needs Python 3.11 or newer: install it, or say make PYTHON=/path/to/python3" >&2; exit 2; fi
 	@echo "Making $(VENV) with $$("$(PYTHON)" --version)"
 	@"$(PYTHON)" -m venv --clear $(VENV) || { echo "Python's venv module is missing: on Debian, apt-get install python3-venv" >&2; exit 2; }
+	@$(PIP) 'pip>=25'
 
 $(VENV)/.base: pyproject.toml | $(BIN)/pip
 	@echo "Installing secateur into $(VENV) (the first time takes some minutes)"
