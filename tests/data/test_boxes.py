@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from secateur.data import boxes
+from secateur.data import boxes, examples
 from secateur.data.boxes import Annotation, Augmentation
 from secateur.errors import DataError, InputError
 
@@ -142,6 +142,12 @@ def test_augmentation_is_a_function_of_the_seed_and_has_names():
         InputError, match="transform=imagenet: images with boxes are letterboxed to --size, and take none"
     ):
         boxes.augmentation("imagenet")
+
+
+def test_a_box_that_float32_can_not_tell_from_nothing_is_none():
+    given = {"boxes": torch.tensor([[1.0, 1, 5, 5], [7.0, 1, 7.0 + 1e-9, 5]], dtype=torch.float64)}
+    data = examples.read([(Image.new("RGB", (8, 8)), given | {"labels": torch.tensor([0, 0])})] * 2)
+    assert data.targets[0]["boxes"].tolist() == [[1.0, 1, 5, 5]]
 
 
 def test_images_without_boxes_are_augmented_too():

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
-import warnings
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import TensorDataset
 
 from secateur.data import examples
 from secateur.data.examples import Examples
-from secateur.errors import DataError, DataWarning, InputError, RunError
+from secateur.errors import DataError, InputError, RunError
 
 
 def picture(path, value, size=(6, 4)):
@@ -339,28 +340,90 @@ def test_boxes_that_are_none_are_refused_in_a_line(tmp_path, changed, words):
         examples.read(tmp_path / "boxes.npz")
 
 
-def test_arrays_in_a_list_or_a_column_are_read_as_one_array_of_them():
+def test_arrays_in_a_list_or_a_column_that_are_no_images_are_read_as_one_array_of_them():
     pd = pytest.importorskip("pandas")
     drawn = np.random.default_rng(0).integers(0, 256, (6, 8, 9, 3), dtype=np.uint8)
     column = pd.Series(list(drawn), index=range(3, 9))
-    for kind in (np.uint8, np.uint16, np.float32, np.int64):
-        for layout in (drawn, drawn.transpose(0, 3, 1, 2), drawn[:, :, :, 0], drawn[:, :, 0, 0]):
-            whole, labels = layout.astype(kind), np.arange(6)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DataWarning)  # of channels that stand last, as below
-                one = examples.read((whole, labels))
-                for given in (list(whole), tuple(whole), pd.Series(list(whole), index=range(3, 9))):
-                    again = examples.read((given, list(labels)))
-                    assert torch.equal(again.inputs, one.inputs)
-                    assert again.inputs.dtype == one.inputs.dtype
-    with pytest.warns(DataWarning, match=r"of shape \[6, 8, 9, 3\] are read as \[N, H, W, C\]"):
-        assert examples.read((column, pd.Series(range(6)))).inputs.shape == (6, 3, 8, 9)
-    tensors = [*torch.rand(6, 3, 4, 4)]
-    data = examples.read((tensors, [*torch.arange(6)]))
-    assert torch.equal(data.inputs, torch.stack(tensors))
+    rows, series, volumes = drawn[:, :, 0, 0], drawn[:, :, :, 0], drawn[:, :, :, [0, 1, 2, 0, 1]]
+    whole = [rows, *(one.astype(kind) for one in (rows, series, volumes) for kind in (np.float32, np.int64))]
+    for one, labels in ((one, np.arange(6)) for one in whole):
+        for given in (list(one), tuple(one), pd.Series(list(one), index=range(3, 9))):
+            again = examples.read((given, list(labels)))
+            assert torch.equal(again.inputs, examples.read((one, labels)).inputs)
+            assert again.inputs.dtype == examples.read((one, labels)).inputs.dtype
+    assert examples.read((column, pd.Series(range(6)))).inputs.shape == (6, 3, 8, 9)
+    data = examples.read(([*torch.rand(6, 5, 4, 4)], [*torch.arange(6)]))
     assert data.labels.tolist() == [0, 1, 2, 3, 4, 5]
-    masks = [torch.eye(4).long()] * 6
-    assert torch.equal(examples.read((tensors, masks)).labels, torch.stack(masks))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32, ">u2", ">f4"])
+@pytest.mark.parametrize("sizes", [((8, 9),) * 4, ((8, 9), (7, 9)) * 2], ids=["one size", "several"])
+def test_images_in_a_list_are_those_of_pairs_whatever_their_sizes(kind, sizes):
+    pd = pytest.importorskip("pandas")
+    drawn = np.random.default_rng(0)
+    for more in ((3,), (4,), (1,), () if np.dtype(kind).itemsize < 4 or np.dtype(kind).kind == "u" else (3,)):
+        images = [drawn.integers(0, 256, (*size, *more)).astype(kind) for size in sizes]
+        pairs = examples.read(list(zip(images, [0, 1, 0, 1], strict=True)))
+        for given in (images, tuple(images), pd.Series(images, index=range(3, 7))):
+            data = examples.read((given, [0, 1, 0, 1]))
+            assert len(data.digest) == 64
+            assert data.digest == pairs.digest
+            for place in range(4):
+                assert torch.equal(data.inputs[place : place + 1], pairs.inputs[place : place + 1])
+            assert examples.with_transform(data, size=4).inputs.shape == (4, data.inputs.shape[1], 4, 4)
+    mask, where = np.zeros(sizes[0], np.uint8), "masks of the data hold 0 and 255 alone"
+    mask[0] = 255
+    if len(set(sizes)) == 1:
+        for read in (examples.read((images, [mask] * 4)), examples.read([(one, mask) for one in images])):
+            assert read.batch()["labels"].unique().tolist() == [0, 1]
+            assert any(where in note for note in read.notes)
+    assert examples.read((images, ["a", "b", "a", "b"])).classes == ("a", "b")
+
+
+def test_images_of_bytes_are_shares_beside_those_of_floats():
+    data = examples.read(([np.full((4, 4), 255, np.uint8), np.ones((4, 4), np.float32)], [0, 1]))
+    assert data.inputs[:].unique().tolist() == [1.0]
+
+
+def test_arrays_may_go_backwards_and_have_any_byte_order():
+    drawn = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 9), dtype=np.uint8)
+    for one, other in (
+        (drawn[:, ::-1], drawn[:, ::-1].copy()), (drawn.astype(">u2"), drawn.astype(np.uint16)),
+        (drawn.astype(">f4"), drawn.astype(np.float32)),
+    ):  # fmt: skip
+        assert torch.equal(examples.read((one, np.arange(4))).inputs, examples.read((other, np.arange(4))).inputs)
+
+
+def test_files_in_bytes_are_images_beside_lists():
+    pd = pytest.importorskip("pandas")
+    file = io.BytesIO()
+    Image.new("RGB", (6, 5), (10, 20, 30)).save(file, "PNG")
+    for one in (file.getvalue(), {"bytes": file.getvalue(), "path": None}):
+        for given in ([one, one], pd.Series([one, one])):
+            data = examples.read((given, [0, 1]))
+            assert data.inputs.shape == (2, 3, 5, 6)
+            assert data.labels.tolist() == [0, 1]
+
+
+def test_two_examples_in_a_tuple_are_examples_and_two_parts_are_told_apart():
+    one, other = Image.new("L", (4, 4), 9), Image.new("L", (4, 4), 200)
+    for given in (((one, 0), (other, 1)), ({"image": one, "label": 0}, {"image": other, "label": 1})):
+        assert examples.read(given).labels.tolist() == [0, 1]
+    part = (torch.rand(4, 3, 4, 4), [0, 1, 0, 1])
+    for given in (
+        (part, part), ((part[0], torch.zeros(4)),) * 2, (TensorDataset(torch.rand(3, 2)),) * 2,
+        (([one, other], [0, 1]), ([one, other], [0, 1])),
+    ):  # fmt: skip
+        with pytest.raises(DataError, match=r"the data is two parts: give {'train'"):
+            examples.read(given)
+
+
+def test_none_of_pandas_is_no_label():
+    pd = pytest.importorskip("pandas")
+    for kind in ("Int64", "string"):
+        labels = pd.Series([0, 1, None] if kind == "Int64" else ["a", "b", None], dtype=kind)
+        with pytest.raises(DataError, match="image 3 of the data has no label"):
+            examples.read((pd.Series([Image.new("L", (4, 4))] * 3), labels))
 
 
 def test_images_in_a_list_and_their_labels_in_another_are_read_as_pairs():
@@ -382,7 +445,7 @@ def test_images_in_a_list_and_their_labels_in_another_are_read_as_pairs():
     target = {"boxes": torch.tensor([[0.0, 0, 4, 4]]), "labels": torch.tensor([1])}
     for images in (torch.rand(4, 3, 6, 8), [*torch.rand(4, 3, 6, 8)], pictures):
         assert len(examples.read((images, [target] * 4)).targets) == 4
-    with pytest.raises(DataError):  # two examples of grey images and their masks, of which neither is a label
+    with pytest.raises(DataError, match="may be two examples with masks or images and their masks: give lists"):
         examples.read(((pictures[0].convert("L"),) * 2, (pictures[1].convert("L"),) * 2))
 
 
@@ -395,8 +458,14 @@ def test_the_splits_of_a_dict_are_what_is_learned_from_and_what_is_measured_on(t
             assert torch.equal(examples.read(splits).inputs[:], examples.read(part).inputs[:])
             assert examples.find_held_out(splits) == pairs[:2]
         assert examples.find_held_out({"train": part}) is None
+    for name in ("eval", "evaluation", "testing"):
+        assert examples.find_held_out({"train": pairs, name: pairs[:2]}) == pairs[:2]
+    assert examples.find_held_out({"train": pairs, "validation": None, "test": pairs[:2]}) == pairs[:2]
+    for splits in ({"test": pairs}, {"train": None, "test": pairs}):
+        with pytest.raises(DataError, match=r"the data has the splits .*test and no train: give one of them"):
+            examples.read(splits)
     with pytest.raises(DataError, match="data is of dict"):
-        examples.read({"test": pairs})
+        examples.read({"other": pairs})
     (tmp_path / "mine.py").write_text(
         "import torch\n\ndef data():\n    part = (torch.rand(4, 2), [0, 1] * 2)\n"
         "    return {'train': part, 'test': part}\n"

@@ -12,6 +12,7 @@ from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -543,3 +544,74 @@ def test_labels_that_a_joint_transform_changes_are_those_that_it_gives():
     data.data[1] = 255  # which is none of those that are looked at
     wrapped = torchvision.datasets.wrap_dataset_for_transforms_v2(data)
     assert examples.read(wrapped).labels.tolist() == [5, 7, *[5, 6] * 149]
+
+
+class Failing(Pairs):
+    def __getitem__(self, place):
+        if place == 3:
+            raise IndexError("none there")
+        return super().__getitem__(place)
+
+
+def test_what_a_loader_or_an_iterable_fails_with_is_one_line():
+    def broken():
+        yield Pairs()[0]
+        raise ValueError("it broke")
+
+    for source, line in (
+        (DataLoader(Stream(), batch_size=2), "item 0 of the data can't be read: TypeError: default_collate"),
+        (DataLoader(Failing(), batch_size=1, collate_fn=lambda batch: batch[0]), "item 3 .* IndexError: none there"),
+        (broken(), "item 1 of the data can't be read: ValueError: it broke"),
+    ):
+        with pytest.raises(DataError, match=line):
+            examples.read(source)
+
+
+@pytest.mark.parametrize("how", ["sampler", "batch_sampler"])
+def test_a_sampler_that_can_be_passed_over_once_is_not_used_up(how):
+    def collate(batch):
+        return [torch.from_numpy(np.array(image.resize((4, 4)))).permute(2, 0, 1) for image, _ in batch], [
+            label for _, label in batch
+        ]
+
+    drawn = {"sampler": iter(range(6)), "batch_size": 2} if how == "sampler" else {"batch_sampler": iter([[0, 1], [2]])}
+    data = examples.read(DataLoader(Pairs(), collate_fn=collate, **drawn))
+    assert len(data) == (6 if how == "sampler" else 3)
+
+
+def test_what_a_loader_of_a_stream_that_knows_its_length_leaves_out_is_told():
+    def collate(batch):
+        return torch.stack([torch.zeros(3, 4, 4) for _ in batch]), [label for _, label in batch]
+
+    data = examples.read(DataLoader(SizedStream(), batch_size=4, drop_last=True, collate_fn=collate))
+    assert data.notes == ("of the 6 examples of the data 4 are read, those that its loader gives",)
+
+
+def test_a_batch_sampler_that_does_not_say_its_size_gives_batches():
+    pairs = [(torch.zeros(1, 4, 4), 0), (torch.zeros(1, 4, 4), 1)]
+    loader = DataLoader(pairs, batch_sampler=[[0, 1]], collate_fn=lambda batch: batch)
+    with pytest.raises(DataError, match="gives two examples in a list as a batch"):
+        examples.read(loader)
+
+
+def test_classes_of_a_table_and_of_sets_that_are_joined_keep_their_names():
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    rows = {"image": [Image.new("RGB", (4, 4), (place, 0, 0)) for place in range(4)], "label": [0, 1, 0, 1]}
+    table = datasets.Dataset.from_dict(rows, features=features)
+    for source in (Subset(table, [3, 1]), ConcatDataset([Subset(table, [0, 1]), Subset(table, [2])])):
+        assert examples.read(source).classes == ("cat", "dog")
+    other = table.cast_column("label", datasets.ClassLabel(names=["dog", "cat"]))
+    assert examples.read(ConcatDataset([Subset(table, [0]), Subset(other, [0])])).classes == ()
+
+
+def test_images_that_hold_no_numbers_are_refused():
+    for wrong in (torch.full((3, 4, 4), torch.nan), np.full((3, 4, 4), np.inf, np.float32)):
+        with pytest.raises(DataError, match="item 1 of the data holds NaN or infinity: give numbers for every pixel"):
+            _ = examples.read([(torch.zeros(3, 4, 4), 0), (wrong, 1)]).digest
+
+
+def test_strings_of_numbers_are_names_and_told():
+    pairs = [(Image.new("L", (4, 4)), label) for label in ("-1", "2.5", "10")]
+    with pytest.warns(DataWarning, match=r"strings of digits, '-1', '10', '2.5': they are taken as names"):
+        assert examples.read(pairs).classes == ("-1", "10", "2.5")

@@ -134,3 +134,9 @@ def test_the_folder_above_annotations_of_voc_is_named(tmp_path):
             DataError, match=r"holds annotations of Pascal VOC in .*VOC2007, and no classes: say --data"
         ):
             image_sources.read_folder(place)
+
+
+def test_shards_that_are_packed_are_to_be_unpacked(tmp_path):
+    (tmp_path / "x.tar.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"holds no images in folders .*: unpack x\.tar\.gz, or give path/class"):
+        examples.read(tmp_path)

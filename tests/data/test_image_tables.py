@@ -205,3 +205,16 @@ def test_labels_of_digits_are_names_and_told():
     with pytest.warns(DataWarning, match=r"strings of digits, '1', '10', .* names in alphabetical order.*int\(label\)"):
         data = examples.read(rows)
     assert data.classes == ("1", "10", "2")
+
+
+def test_boxes_that_a_transform_gives_are_no_classes_though_their_labels_are_named():
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    table = datasets.Dataset.from_dict({"image": [Image.new("RGB", (8, 8))] * 3, "label": [0, 1, 1]}, features=features)
+    box = {"boxes": torch.tensor([[1.0, 1, 4, 4]]), "labels": torch.tensor([1])}
+    shown = table.with_transform(
+        lambda rows: {"image": rows["image"]} | {k: [v] * len(rows["image"]) for k, v in box.items()}
+    )
+    data = examples.read(shown, label="labels")
+    assert data.labels is None
+    assert len(data.targets) == 3

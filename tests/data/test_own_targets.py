@@ -770,3 +770,12 @@ def test_the_one_image_with_boxes_is_found_wherever_it_stands_in_a_data_set() ->
             return IMAGES[0], {"image_id": place, **(boxes if place == 101 else {})}
 
     assert [place for place, target in enumerate(examples.read(Rare()).targets) if len(target["labels"])] == [101]
+
+
+def test_a_box_of_a_negative_class_or_of_words_is_named() -> None:
+    for target, line in (
+        ({"boxes": torch.tensor([[0.0, 0, 3, 3]]), "labels": torch.tensor([-1])}, "has the label -1: labels of boxes"),
+        ({"boxes": [["a", "b", "c", "d"]], "labels": [1]}, r"has the box \['a', 'b', 'c', 'd'\]: give four numbers"),
+    ):
+        with pytest.raises(DataError, match=line):
+            examples.read([(Image.new("RGB", (8, 8)), target)])

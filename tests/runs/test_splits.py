@@ -326,3 +326,20 @@ def test_a_rare_class_that_the_network_lacks_is_refused_where_its_mask_is_read(t
     parts = splits.split(Network(), data, None, subject, seed=0)
     with pytest.raises(DataError, match=r"001.png holds the label 7: the model has 3 classes"):
         (parts.train.batch(), parts.held.batch())
+
+
+def test_an_array_held_out_beside_images_is_told_of_and_lists_are_images_alike():
+    drawn = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), np.uint8)
+    kinds, pairs = [0, 1, 2] * 3, [*zip(drawn, [0, 1, 2] * 3, strict=True)]
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
+
+    def notes(train, held):
+        data, apart = splits.read(Network(), train, held, transform="imagenet", size=4)
+        found = splits.split(Network(), data, apart, Traced(net, Example.of(torch.zeros(1, 3, 4, 4))), seed=0)
+        return found.notes
+
+    for train, held in ((pairs, (list(drawn), kinds)), ((list(drawn), kinds), pairs)):
+        (copies,) = notes(train, held)
+        assert copies.startswith("9 of 9 held-out examples are in the data, too")
+    (told,) = notes(pairs, (drawn.transpose(0, 3, 1, 2), kinds))
+    assert told.startswith("the data is an array, which is taken as it is, where the data holds images: one may be")

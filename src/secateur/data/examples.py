@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from secateur._utils import disk, hashes, plugins
 from secateur._utils.computed import Computed
@@ -25,6 +26,7 @@ from secateur.data import box_files, feeding, image_pairs, image_sources, labels
 from secateur.data import boxes as boxes_of
 from secateur.data import masks as masks_of
 from secateur.data.boxes import Annotated, Augmentation
+from secateur.data.image_items import IMAGE_COLUMNS
 from secateur.data.image_sources import Data
 from secateur.data.images import Images
 from secateur.data.masks import Masks
@@ -46,8 +48,6 @@ _SHOWN = 3
 """Classes that messages name."""
 
 
-_TRAIN = "train"
-"""The split of a dict that is learned from."""
 _OF_IMAGES = "of_images"
 """In a file of images that were written as arrays: their digest, and that of the arrays."""
 
@@ -452,8 +452,8 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
         if rows is None:
             return _of_images(image_sources.read_table(found, label))
         found = rows
-    elif isinstance(found, Mapping) and _TRAIN in found:
-        part = found[_TRAIN]
+    elif image_sources.is_splits(found):
+        part = image_sources.choose_split(found, name)
         data = read(part, label=label) if isinstance(part, str | Path) else _from_object(part, label, source)
         if not source or image_sources.find_held_out(found) is None:
             return data
@@ -462,13 +462,17 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
         return replace(data, notes=(*data.notes, told))
     else:
         labels.unnamed(f"{name} has no array of classes to be named", label=label)
-    if isinstance(found, tuple) and len(found) == 2:
+    if isinstance(found, tuple) and len(found) == 2 and not _are_pairs(*found):
         inputs, kinds = found
-        if not _are_pairs(inputs, kinds):
-            boxed = isinstance(kinds, list | tuple) and any(isinstance(one, Mapping) for one in kinds)
-            inputs, kinds = list(inputs) if boxed else _stack(inputs), _stack(kinds)
-            if _are_images(inputs):
-                return _from_object(_pair_up(inputs, kinds if label else None, name), label, source)
+        if _is_part(inputs) and _is_part(kinds):
+            raise DataError(f"{name} is two parts: give {{'train': ..., 'validation': ...}}, or the second by itself")
+        boxed = isinstance(kinds, list | tuple) and any(isinstance(one, Mapping) for one in kinds)
+        listed = list(inputs) if boxed else _rows_of(inputs)
+        if listed is not None and (boxed or all(map(_is_picture, listed))):
+            return _from_object(_pair_up(listed, kinds if label else None, name), label, source)
+        inputs, kinds = _stack(inputs), _stack(kinds)
+        if isinstance(inputs, list | tuple) and all(map(_is_image, inputs)):
+            return _from_object(_pair_up(inputs, kinds if label else None, name), label, source)
         whole = None if kinds is None or not label else _whole(kinds, name)
         if whole is not None and whole.dim() == 4 and 1 in (whole.shape[1], whole.shape[-1]):  # masks with a channel
             whole = whole.squeeze(1 if whole.shape[1] == 1 else -1)
@@ -489,15 +493,53 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
 
 
 def _are_pairs(one: Data, other: Data) -> bool:
-    """Whether two tuples may be two examples, as ((image, mask), (image, mask)), and no inputs and their labels."""
-    return isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other) == 2 and _are_images(other)
+    """Whether these are two examples, as ((image, 0), (image, 1)) or two dicts, and no inputs and their labels."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return bool(set(IMAGE_COLUMNS) & one.keys() & other.keys())
+    if not (isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other) == 2):
+        return False
+    if all(map(_is_image, (*one, *other))):
+        raise DataError("two tuples of two images may be two examples with masks or images and their masks: give lists")
+    alone = not hasattr(other[1], "__len__") or isinstance(other[1], str | Mapping) or getattr(other[1], "ndim", 1) == 0
+    return _is_image(one[0]) and _is_image(other[0]) and alone
 
 
-def _are_images(values: Data) -> bool:
-    """Whether it is a list of images: opened ones, or arrays with or without channels."""
-    return isinstance(values, list | tuple) and all(
-        isinstance(one, Image.Image) or (isinstance(one, Tensor | np.ndarray) and one.ndim in (2, 3)) for one in values
+def _is_part(value: Data) -> bool:
+    """Whether it is a whole part of a data set: (inputs, labels), or a data set or a loader of torch."""
+    if isinstance(value, tuple) and len(value) == 2:
+        _, kinds = value
+        return hasattr(kinds, "__len__") and not isinstance(kinds, str | bytes | Mapping) and not _is_image(kinds)
+    return isinstance(value, Dataset | DataLoader)
+
+
+def _is_image(value: Data) -> bool:
+    """Whether it may be an image: an opened one, a file's bytes, or an array with or without channels."""
+    if isinstance(value, Tensor | np.ndarray):
+        return value.ndim in (2, 3)
+    undecoded = isinstance(value, Mapping) and bool(value.keys() & {"bytes", "path"})
+    return undecoded or isinstance(value, Image.Image | bytes)
+
+
+def _is_picture(value: Data) -> bool:
+    """Whether it can be nothing but an image: of arrays those of bytes or 16 bits, and floats with channels."""
+    if not isinstance(value, Tensor | np.ndarray) or not _is_image(value):
+        return _is_image(value)
+    return str(value.dtype).removeprefix("torch.").lstrip("<>") in ("uint8", "uint16", "u2") or (
+        value.ndim == 3 and bool({value.shape[0], value.shape[-1]} & set(image_sources.CHANNELS))
     )
+
+
+def _rows_of(values: Data) -> Data:
+    """The values of a list, or of a column of pandas that holds anything but numbers; None for anything else."""
+    listed = isinstance(values, Sequence) and not isinstance(values, str | bytes)
+    return list(values) if listed or str(getattr(values, "dtype", "")) == "object" else None
+
+
+def _native(values: Data) -> Data:
+    """An array as torch takes it: in this machine's byte order, and along no axis backwards."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf" or not values.ndim:
+        return values
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("="))
 
 
 def _stack(values: Data) -> Data:
@@ -505,10 +547,9 @@ def _stack(values: Data) -> Data:
 
     Bytes and 16 bits stand for shares, and are not put beside other numbers. What is no such list is given back.
     """
-    listed = isinstance(values, Sequence) and not isinstance(values, str | bytes)
-    if not listed and str(getattr(values, "dtype", "")) != "object":
-        return values
-    rows = list(values)
+    rows = _rows_of(values)
+    if rows is None:
+        return _native(values)
     if any(not isinstance(row, Tensor | np.ndarray) or not row.ndim or row.shape != rows[0].shape for row in rows):
         return rows
     kinds = {str(row.dtype).removeprefix("torch.") for row in rows}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,6 +47,7 @@ CHANNEL_COUNTS = (1, 3, 4)
 _TEXTS = "; texts, in a list, are for recipes on language models (secateur list)"
 _ARRAY = b"\x93secateur-array\n"
 """How an image begins that is kept as numbers: then kind and shape as a line of JSON."""
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 _LOOKS = 8
 """Items of a data set that are asked what it has beside its images."""
 
@@ -168,7 +170,9 @@ def is_mask(target: Given) -> bool:
 
 
 def label_of(value: object) -> object:
-    """The label in Python's own numbers; of an array of one element, that element."""
+    """The label in Python's own numbers; of an array of one element, that element; None for what pandas has of none."""
+    if type(value).__name__ == "NAType":
+        return None
     if not isinstance(value, Tensor | np.generic | np.ndarray):
         return value
     return value.item() if math.prod(value.shape) == 1 else value.tolist()
@@ -205,7 +209,10 @@ def picture_of(value: object, name: str) -> Picture:
         values = values[:3]
     if values.dtype in (torch.uint8, torch.uint16):
         return values.float() / torch.iinfo(values.dtype).max
-    return values.float().contiguous()
+    values = values.float().contiguous()
+    if not torch.isfinite(values).all():
+        raise DataError(f"{name} holds NaN or infinity: give numbers for every pixel")
+    return values
 
 
 def tensor_of(array: NDArray[np.generic], name: str) -> Tensor:
@@ -329,7 +336,8 @@ def name_classes(
             names = ()
         return Classified(images, found.classes, names, name)
     names = names or called
-    if not names and all(map(str.isdecimal, found.names)) and [*map(int, found.names)] != [*range(len(found.names))]:
+    digits = not names and all(map(_NUMBER.fullmatch, found.names))
+    if digits and [*map(float, found.names)] != [*range(len(found.names))]:
         few = ", ".join(map(repr, found.names[:3]))
         note(
             f"{name} has labels that are strings of digits, {few}: they are taken as names in alphabetical order; give "

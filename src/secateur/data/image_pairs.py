@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import data as loading
 
 from secateur._utils.noting import note
+from secateur._utils.plugins import line
 from secateur.data import transforms
 from secateur.data.image_items import (
     CHANNEL_COUNTS,
@@ -31,7 +32,7 @@ from secateur.data.image_items import (
 )
 from secateur.data.images import Images
 from secateur.data.labels import Labels
-from secateur.errors import DataError
+from secateur.errors import DataError, SecateurError
 
 __all__ = ["has_places", "is_batch", "names_of_parts", "read_pairs", "restrict", "whole_of"]
 
@@ -70,8 +71,10 @@ def read_pairs(source: Given, name: str, *, labelled: bool = True) -> Classified
 
 def _read_batches(loader: Given, name: str, *, labelled: bool) -> Classified:
     """What a loader gives that makes batches of its own, or whose data set can only be passed over."""
-    count = len(loader.dataset) if has_places(loader.dataset) else 0
-    if count:
+    count = len(loader.dataset) if hasattr(loader.dataset, "__len__") else 0
+    drawn = next((one for one in (loader.batch_sampler, loader.sampler) if one is not None), ())
+    once = isinstance(drawn, Iterator) or isinstance(getattr(drawn, "sampler", None), Iterator)
+    if has_places(loader.dataset) and count and not once:
         restrict(loader, name)  # which refuses one that draws examples more than once
     with transforms.seed_generators([0]):  # by which it may draw an order
         pairs = _unbatch(loader, name, size=_batch_size(loader), labelled=labelled)
@@ -207,8 +210,19 @@ def names_of_parts(data: Given) -> tuple[str, ...]:
 
 
 def _names_of(data: Given) -> tuple[str, ...]:
-    """What a data set calls its classes, if it lists them, or numbers them from 0."""
+    """What a data set calls its classes, if it lists them, or numbers them from 0.
+
+    Of one that joins others, what all of these call them; of a part the whole; of a table of `datasets` its column.
+    """
+    if isinstance(data, loading.ConcatDataset):
+        each = {_names_of(part) for part in data.datasets}
+        return each.pop() if len(each) == 1 else ()
+    if isinstance(data, loading.Subset):
+        return _names_of(data.dataset)
     names: Given = getattr(data, "classes", None)
+    if names is None and type(data).__module__.partition(".")[0] == "datasets":
+        column = next((one for one in LABEL_COLUMNS if one in (data.features or {})), None)
+        names = getattr(data.features[column], "names", None) if column else None
     if isinstance(names, Mapping):
         by_number = {number: name for name, number in names.items()}
         names = [by_number.get(number) for number in range(len(names))]
@@ -251,7 +265,7 @@ def _unbatch(
     None, whatever stands there.
     """
     batched = size > 0
-    for number, item in enumerate(source):
+    for number, item in enumerate(_pass_over(source, name)):
         alone = batched and isinstance(item, Tensor | np.ndarray) and is_batch(item, item)
         if batched and not (alone or isinstance(item, Mapping) or (isinstance(item, tuple | list) and len(item) == 2)):
             shape = f" {list(item.shape)}" if isinstance(item, Tensor | np.ndarray) else ""
@@ -275,6 +289,19 @@ def _unbatch(
         if (not isinstance(labels, list | tuple) and not getattr(labels, "ndim", 0)) or len(image) != len(labels):
             raise DataError(f"item {number} of {name} is a batch of {len(image)} images: give a label for each")
         yield from zip(image, labels if labelled else [None] * len(image), strict=True)
+
+
+def _pass_over(source: Iterable[object], name: str) -> Iterator[object]:
+    """What a user's loader or iterable gives. Raises `DataError` for whatever error it ends with."""
+    number = 0
+    try:
+        for item in source:
+            yield item
+            number += 1
+    except SecateurError:
+        raise
+    except Exception as error:  # a user's own code
+        raise DataError(f"item {number} of {name} can't be read: {line(error)}") from error
 
 
 def _are_examples(one: Given, other: Given) -> bool:

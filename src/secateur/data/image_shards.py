@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from secateur._utils.plugins import line
 from secateur.data import labels as labels_of
 from secateur.data import parts as parts_of
-from secateur.data.images import Encoded, is_image, naming
+from secateur.data.images import Encoded, is_image, is_unread, naming
 from secateur.errors import DataError
 
-__all__ = ["Shards", "expand", "find_image", "read_class", "read_json", "read_samples"]
+__all__ = ["Shards", "expand", "find_image", "list_others", "read_class", "read_json", "read_samples"]
+
+_AT_ONCE = 2**20
 
 
 class Shards(Encoded):
@@ -77,12 +79,16 @@ def read_samples(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]
                 if not member.isfile():
                     continue
                 place = PurePosixPath(member.name)
+                if place.name.startswith("."):  # as macOS puts one beside each
+                    continue
                 stem, _, ending = place.name.partition(".")
                 own = str(place.with_name(stem or "_"))
                 if own != key and parts:
                     yield key, parts
                     parts = {}
                 key = own
+                if ending.lower() in parts:
+                    raise DataError(f"{path} has the file {member.name} twice: give each example a name of its own")
                 parts[ending.lower()] = member
             if parts:
                 yield key, parts
@@ -93,12 +99,18 @@ def read_samples(path: Path) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]
                         f"{path} is cut off or damaged, for no block of zeros ends it: give it whole, or pack anew "
                         "what was written without one"
                     )
+                while rest := file.read(_AT_ONCE):
+                    if rest.count(0) < len(rest):
+                        raise DataError(f"{path} goes on after its end, as two .tar files in one do: give each alone")
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{path} can't be read as .tar ({line(error)}): give it uncompressed and whole") from error
 
 
 def find_image(path: Path, parts: Mapping[str, tarfile.TarInfo], key: str) -> tarfile.TarInfo | None:
-    """The image of an example: NAME.png before NAME.depth.png. Raises `DataError` for several of the second kind."""
+    """The image of an example: NAME.png before NAME.depth.png. Raises `DataError` for several of the second kind.
+
+    None where there is none, or the one of its own name is of a kind that is not read: NAME.mask.png is no NAME.heic.
+    """
     images = [ending for ending in parts if is_image(Path(f"x.{ending}"))]
     plain = [ending for ending in images if "." not in ending]
     if len(images) > 1 and not plain:
@@ -106,7 +118,8 @@ def find_image(path: Path, parts: Mapping[str, tarfile.TarInfo], key: str) -> ta
             f"{path} has {len(images)} images of the one name {key} ({', '.join(images[:3])}): for WebDataset a name "
             "ends at its first dot, so write img_000.png for img.000.png, and NAME.png for the one image to be read"
         )
-    return parts[(plain or images)[0]] if images else None
+    unread = any(is_unread(Path(f"x.{ending}")) for ending in parts if "." not in ending)
+    return parts[(plain or images)[0]] if plain or (images and not unread) else None
 
 
 def read_class(path: Path, parts: Mapping[str, tarfile.TarInfo], label: str, key: str) -> object:
@@ -126,6 +139,15 @@ def read_class(path: Path, parts: Mapping[str, tarfile.TarInfo], label: str, key
     return _read_text(path, parts["txt"]) if "txt" in parts else None
 
 
+def list_others(path: Path, parts: Mapping[str, tarfile.TarInfo], key: str) -> str:
+    """What stands beside the image of an example without a class that might be one; "" for nothing."""
+    others = [*read_json(path, parts, key), *(one for one in parts if one != "json" and not is_image(Path(f"x.{one}")))]
+    folder = PurePosixPath(key).parent
+    if others:
+        return f"it has {', '.join(others)}: name that of the classes (--label), or say label='' for none"
+    return "" if folder == PurePosixPath() else f"images lie in folders such as {folder}: unpack them for such classes"
+
+
 def read_json(path: Path, parts: Mapping[str, tarfile.TarInfo], key: str) -> Mapping[str, object]:
     """What NAME.json holds by its names, what it holds without any as the label; nothing where there is none."""
     if "json" not in parts:
@@ -137,9 +159,11 @@ def read_json(path: Path, parts: Mapping[str, tarfile.TarInfo], key: str) -> Map
     return found if isinstance(found, dict) else {labels_of.DEFAULT: found}
 
 
-def _read_text(path: Path, member: tarfile.TarInfo) -> int | str:
+def _read_text(path: Path, member: tarfile.TarInfo) -> float | str:
     content = _read_bytes(path, member).decode("utf-8", "replace").strip()
-    return int(content) if re.fullmatch(r"\d+", content) else content
+    if re.fullmatch(r"[+-]?\d+", content):
+        return int(content)
+    return float(content) if re.fullmatch(r"[+-]?\d+\.\d*", content) else content
 
 
 def _read_bytes(path: Path, member: tarfile.TarInfo) -> bytes:

@@ -20,15 +20,15 @@ from secateur._utils.plugins import line
 from secateur.data import labels as labels_of
 from secateur.data import parts as parts_of
 from secateur.data.image_items import Classified, name_classes
-from secateur.data.image_shards import Shards, expand, find_image, read_class, read_json, read_samples
+from secateur.data.image_shards import Shards, expand, find_image, list_others, read_class, read_samples
 from secateur.data.image_tables import Shown, is_shown, list_parquet, load_library, open_table, read_rows
-from secateur.data.images import Files, Images, is_image
+from secateur.data.images import Files, Images, is_image, is_unread
 from secateur.data.labels import Labels
 from secateur.errors import DataError
 
 __all__ = [
-    "CHANNELS", "LARGEST", "Data", "find_held_out", "is_shards", "is_table", "read_folder", "read_hub", "read_shards",
-    "read_table", "show_rows",
+    "CHANNELS", "LARGEST", "Data", "choose_split", "find_held_out", "is_shards", "is_splits", "is_table", "read_folder",
+    "read_hub", "read_shards", "read_table", "show_rows",
 ]  # fmt: skip
 
 Data: TypeAlias = Any
@@ -37,8 +37,6 @@ Data: TypeAlias = Any
 _TRAIN = "train"
 _PART = re.compile("train(ing)?|val(id(ation)?)?|dev|test(ing)?|eval(uation)?")
 """What a folder of a part of a data set is called."""
-_UNREAD = frozenset({".arw", ".cr2", ".dng", ".heic", ".heif", ".nef", ".psd", ".svg"})
-"""Files of images that Pillow does not read by itself."""
 LARGEST = {torch.uint8: 255.0, torch.uint16: 65535.0}
 """Of numbers by which images are stored, what stands for 1."""
 CHANNELS = (1, 3, 4)
@@ -56,12 +54,14 @@ def read_folder(path: Path) -> Classified:
     inside = [(file, number) for number, kind in enumerate(kinds) for file in sorted(kind.rglob("*"))]
     files = [(file, number) for file, number in inside if is_image(file)]
     if not files:
-        raise DataError(f"{path} holds no images in folders named by class: give path/class/image.png")
+        packed = next((one for form in ("*.tar.gz", "*.tgz", "*.zip") for one in sorted(path.glob(form))), None)
+        what = f"unpack {packed.name}, or give" if packed else "give"
+        raise DataError(f"{path} holds no images in folders named by class: {what} path/class/image.png")
     images = Images(Files([file for file, _ in files]))
     images.keys()  # what is damaged is told now, and not after hours
     labels, classes = np.array([n for _, n in files]), tuple(kind.name for kind in kinds)
     single = classes if len(kinds) == 1 else ()
-    unread = [file.name for file, _ in inside if file.suffix.lower() in _UNREAD and not file.name.startswith(".")]
+    unread = [file.name for file, _ in inside if is_unread(file)]
     bare = [kind.name for number, kind in enumerate(kinds) if number not in labels]
     notes = {
         f"{len(unread)} images of {path.name} are left out, for their form is not read": unread,
@@ -100,8 +100,8 @@ def find_held_out(source: Data) -> Data:
     A folder counts where both hold folders of images, or where names of shards or tables tell parts; see `parts`. None
     where there is no such part.
     """
-    if type(source).__name__ == "DatasetDict" or (isinstance(source, Mapping) and _TRAIN in source):
-        return next((source[name] for name in parts_of.HELD_OUT if name in source), None)
+    if is_splits(source):
+        return next((source[name] for name in parts_of.HELD_OUT if source.get(name) is not None), None)
     if not isinstance(source, str | Path):
         return None
     path = Path(source)
@@ -137,28 +137,32 @@ def read_shards(source: str | Path, label: str = labels_of.DEFAULT) -> Classifie
     named and not there.
     """
     paths, notes = parts_of.choose(Path(source), expand(source))
-    members, names, kinds, others = array("q"), list[str](), Labels(), ""
+    members, names, kinds, others, bare = array("q"), list[str](), Labels(), "", list[str]()
+    column = "cls" if label == labels_of.DEFAULT else label
     for number, path in enumerate(paths):
         for key, parts in read_samples(path):
             image = find_image(path, parts, key)
             if image is None:
+                bare.append(f"{key}.{next(iter(parts))}")
                 continue
             members.extend((number, image.offset_data, image.size))
             names.append(image.name)
             kind = read_class(path, parts, label, key) if label else None
             kinds.add(kind)
+            if "json" in parts and "cls" not in parts:
+                column = label
             if label and kind is None and not others:
-                others = ", ".join(read_json(path, parts, key))
+                others = list_others(path, parts, key)
     if not names:
         raise DataError(f"{source} holds no images: give .tar files of NAME.jpg with NAME.cls beside each")
     images = Images(Shards(paths, np.array(members, np.int64).reshape(-1, 3), names))
     images.keys()
-    found = name_classes(images, kinds, Path(source).name, "cls")
+    found = name_classes(images, kinds, Path(source).name, column)
     if found.labels is None and others:
-        note(
-            f"{found.name} has no label in its files .json, and is read without classes; they have {others}: name that "
-            "of the classes (--label), or say label='' for none"
-        )
+        note(f"{found.name} has no label in .cls, .json or .txt, and is read without classes; {others}")
+    if bare:
+        few = ", ".join(bare[:3])
+        notes = (*notes, f"{len(bare)} examples of {found.name} are left out, without an image that is read: {few}")
     return replace(found, notes=notes)
 
 
@@ -180,21 +184,28 @@ def read_table(source: Data, label: str = labels_of.DEFAULT) -> Classified:
     """
     datasets, name = load_library(), Path(source).name if isinstance(source, str | Path) else "the table"
     rows, notes = open_table(Path(source), datasets) if isinstance(source, str | Path) else (source, ())
-    return replace(read_rows(_choose_split(rows, name), label, name, datasets), notes=notes)
+    return replace(read_rows(choose_split(rows, name), label, name, datasets), notes=notes)
 
 
 def show_rows(table: Data, label: str = labels_of.DEFAULT) -> Shown | None:
     """The rows of a table, or of the split `train`, as a transform of the user's own gives them; None without one."""
-    rows = _choose_split(table, "the table")
+    rows = choose_split(table, "the table")
     return Shown(rows, label) if is_shown(rows) else None
 
 
-def _choose_split(rows: Data, name: str) -> Data:
-    if not isinstance(rows, dict):
-        return rows
-    if _TRAIN not in rows:
-        raise DataError(f"{name} has the splits {', '.join(rows)} and no train: give one of them")
-    return rows[_TRAIN]
+def is_splits(source: Data) -> bool:
+    """Whether it is a dict of the parts of a data set, of `datasets` or not, by their names."""
+    named = isinstance(source, Mapping) and bool(source.keys() & {_TRAIN, *parts_of.HELD_OUT})
+    return named or type(source).__name__ in ("DatasetDict", "IterableDatasetDict")
+
+
+def choose_split(source: Data, name: str) -> Data:
+    """The part `train` of what has several parts; what has none, as it is. Raises `DataError` for other parts alone."""
+    if not is_splits(source):
+        return source
+    if source.get(_TRAIN) is None:
+        raise DataError(f"{name} has the splits {', '.join(map(str, source))} and no train: give one of them")
+    return source[_TRAIN]
 
 
 def read_hub(name: str, label: str = labels_of.DEFAULT) -> Classified:

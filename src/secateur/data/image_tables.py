@@ -12,7 +12,16 @@ from secateur._utils.noting import note
 from secateur._utils.plugins import line
 from secateur.data import labels as labels_of
 from secateur.data import parts as parts_of
-from secateur.data.image_items import IMAGE_COLUMNS, LABEL_COLUMNS, Classified, Given, name_classes, pair_of, spool
+from secateur.data.image_items import (
+    IMAGE_COLUMNS,
+    LABEL_COLUMNS,
+    Classified,
+    Given,
+    has_boxes,
+    name_classes,
+    pair_of,
+    spool,
+)
 from secateur.data.images import Encoded, Images, naming
 from secateur.data.labels import Labels
 from secateur.errors import DataError, MissingExtraError
@@ -135,7 +144,7 @@ class Shown:
         row, where = self.rows[int(place)], f"row {place} of the table, as its transform gives it,"
         labels_of.check(self.label, row, where, what="key")
         image, label = pair_of(row, where)
-        return row.get("pixel_values", image), row.get(self.label, label)
+        return row.get("pixel_values", image), label if has_boxes(label) else row.get(self.label, label)
 
 
 def is_shown(rows: Given) -> bool:

@@ -37,6 +37,7 @@ __all__ = [
     "declare",
     "decode",
     "is_image",
+    "is_unread",
     "naming",
     "read_size",
 ]
@@ -47,6 +48,8 @@ SUFFIXES = frozenset(
         ".tiff", ".webp",
     }
 )  # fmt: skip
+_UNREAD = frozenset({".arw", ".cr2", ".dng", ".heic", ".heif", ".nef", ".psd", ".svg"})
+"""Of files of images that Pillow does not read by itself."""
 Places: TypeAlias = "Sequence[int] | NDArray[np.int64] | Tensor"
 
 _HEAD = 16384
@@ -426,6 +429,11 @@ def _deep(image: Image.Image, name: str) -> Tensor:
     if not 0 <= low <= high <= 1:
         raise DataError(f"{name} has values from {low:g} to {high:g}: give 8 or 16 bits, or floats between 0 and 1")
     return values.expand(3, -1, -1).contiguous()
+
+
+def is_unread(path: Path) -> bool:
+    """Whether a file is called as an image of a kind that Pillow does not read by itself, and is not hidden."""
+    return path.suffix.lower() in _UNREAD and not path.name.startswith(".")
 
 
 def is_image(path: Path) -> bool:

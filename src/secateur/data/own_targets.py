@@ -295,6 +295,8 @@ def _read_boxes(items: Items, place: int) -> Annotation:
     whole = labels.dtype == np.float64 and bool(np.equal(np.mod(labels, 1), 0).all())
     if len(labels) and not whole:
         raise DataError(f"{where} has the label {labels.tolist()[0]}: labels are whole numbers")
+    if corners.size and corners.dtype != np.float64 and corners.shape[-1:] == (4,):
+        raise DataError(f"{where} has the box {corners.reshape(-1, 4)[0].tolist()}: give four numbers for each")
     if corners.size and (corners.dtype != np.float64 or corners.shape[-1:] != (4,)):
         raise DataError(f"{where} has boxes of shape {list(corners.shape)}: give four numbers for each")
     corners = corners.reshape(-1, 4)
@@ -334,6 +336,8 @@ def _number(
         )
     classes = names[first:] if ground else names or ("",) * (most + 1 - first)
     if most - first >= len(classes) or least < first:
+        if least < 0:
+            raise DataError(f"{name} has the label {least}: labels of boxes count from 0, or 1 beside a background")
         wrong = least if least < first else most
         raise DataError(f"{name} has the label {wrong}, and names {len(classes)} classes from {first} on: name each")
     return classes, tuple(range(first, first + len(classes)))

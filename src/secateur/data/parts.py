@@ -18,8 +18,8 @@ _PART_WORDS: dict[str, DataPart] = {
     "train": "train", "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
     "test": "test",
 }  # fmt: skip
-HELD_OUT = tuple(word for word, part in _PART_WORDS.items() if part != "train")
-"""Names of parts to measure on, the first of which that is there is taken."""
+HELD_OUT = ("val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing")
+"""Names of parts to measure on, the first of which that is there is taken: of folders, and of splits in a dict."""
 
 _WORD = "|".join(_PART_WORDS)
 _NAMED = re.compile(

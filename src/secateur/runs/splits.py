@@ -297,8 +297,8 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
         return Parts(train, held, {"data_sha256": digest, **drawn}, (*reading_notes(data), *filter(None, [copies])))
     held_out = backend.fit_data(held_out, subject)
     digests = {"data_sha256": data.digest, "held_out_sha256": held_out.digest}
-    copies = copies_note(data, held_out, backend.noun, apart=True)
-    return Parts(data, held_out, digests, (*reading_notes(data, held_out), *filter(None, [copies])))
+    told = (copies_note(data, held_out, backend.noun, apart=True), _forms_note(data, held_out))
+    return Parts(data, held_out, digests, (*reading_notes(data, held_out), *filter(None, told)))
 
 
 def _find_prompts(data: object) -> list[str]:
@@ -368,6 +368,19 @@ def copies_note(train: Dataset, held: Dataset, noun: str, *, apart: bool = False
     return (
         f"{copies} of {len(held)} held-out {noun} are in the {where}, too, and figures of quality are better for it: "
         f"{advice}"
+    )
+
+
+def _forms_note(data: Dataset, held_out: Dataset) -> str:
+    """A line where one of the two holds images and the other an array of them; "" where both are of one form."""
+    both = [part for part in (data, held_out) if isinstance(part, Examples)]
+    images = [isinstance(part.inputs, Images) for part in both]
+    if len(both) < 2 or images[0] == images[1]:
+        return ""
+    array, pictures = (both[images.index(kind)].name for kind in (False, True))
+    return (
+        f"{array} is an array, which is taken as it is, where {pictures} holds images: one may be normalised where the "
+        "other is not, and what is in both is not told; give both in one form"
     )
 
 
