@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,7 +25,7 @@ from secateur.data import box_files, feeding, image_pairs, image_sources, labels
 from secateur.data import boxes as boxes_of
 from secateur.data import masks as masks_of
 from secateur.data.boxes import Annotated, Augmentation
-from secateur.data.image_items import IMAGE_COLUMNS
+from secateur.data.image_items import IMAGE_COLUMNS, may_be_image
 from secateur.data.image_sources import Data
 from secateur.data.images import Images
 from secateur.data.masks import Masks
@@ -471,7 +470,7 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
         if listed is not None and (boxed or all(map(_is_picture, listed))):
             return _from_object(_pair_up(listed, kinds if label else None, name), label, source)
         inputs, kinds = _stack(inputs), _stack(kinds)
-        if isinstance(inputs, list | tuple) and all(map(_is_image, inputs)):
+        if isinstance(inputs, list | tuple) and all(map(may_be_image, inputs)):
             return _from_object(_pair_up(inputs, kinds if label else None, name), label, source)
         whole = None if kinds is None or not label else _whole(kinds, name)
         if whole is not None and whole.dim() == 4 and 1 in (whole.shape[1], whole.shape[-1]):  # masks with a channel
@@ -498,32 +497,24 @@ def _are_pairs(one: Data, other: Data) -> bool:
         return bool(set(IMAGE_COLUMNS) & one.keys() & other.keys())
     if not (isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other) == 2):
         return False
-    if all(map(_is_image, (*one, *other))):
+    if all(map(may_be_image, (*one, *other))):
         raise DataError("two tuples of two images may be two examples with masks or images and their masks: give lists")
     alone = not hasattr(other[1], "__len__") or isinstance(other[1], str | Mapping) or getattr(other[1], "ndim", 1) == 0
-    return _is_image(one[0]) and _is_image(other[0]) and alone
+    return may_be_image(one[0]) and may_be_image(other[0]) and alone
 
 
 def _is_part(value: Data) -> bool:
     """Whether it is a whole part of a data set: (inputs, labels), or a data set or a loader of torch."""
     if isinstance(value, tuple) and len(value) == 2:
         _, kinds = value
-        return hasattr(kinds, "__len__") and not isinstance(kinds, str | bytes | Mapping) and not _is_image(kinds)
+        return hasattr(kinds, "__len__") and not isinstance(kinds, str | bytes | Mapping) and not may_be_image(kinds)
     return isinstance(value, Dataset | DataLoader)
-
-
-def _is_image(value: Data) -> bool:
-    """Whether it may be an image: an opened one, a file's bytes, or an array with or without channels."""
-    if isinstance(value, Tensor | np.ndarray):
-        return value.ndim in (2, 3)
-    undecoded = isinstance(value, Mapping) and bool(value.keys() & {"bytes", "path"})
-    return undecoded or isinstance(value, Image.Image | bytes)
 
 
 def _is_picture(value: Data) -> bool:
     """Whether it can be nothing but an image: of arrays those of bytes or 16 bits, and floats with channels."""
-    if not isinstance(value, Tensor | np.ndarray) or not _is_image(value):
-        return _is_image(value)
+    if not isinstance(value, Tensor | np.ndarray) or not may_be_image(value):
+        return may_be_image(value)
     return str(value.dtype).removeprefix("torch.").lstrip("<>") in ("uint8", "uint16", "u2") or (
         value.ndim == 3 and bool({value.shape[0], value.shape[-1]} & set(image_sources.CHANNELS))
     )

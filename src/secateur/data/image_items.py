@@ -33,8 +33,8 @@ from secateur.errors import DataError
 
 __all__ = [
     "CHANNEL_COUNTS", "IMAGE_COLUMNS", "LABEL_COLUMNS", "LABEL_KEYS", "MASK_COLUMNS", "Classified", "Given",
-    "Items", "has_boxes", "is_held", "is_mask", "label_of", "name_classes", "pair_of", "picture_of", "spool",
-    "tensor_of",
+    "Items", "has_boxes", "is_held", "is_mask", "label_of", "may_be_image", "name_classes", "pair_of", "picture_of",
+    "spool", "tensor_of",
 ]  # fmt: skip
 
 Given: TypeAlias = Any
@@ -160,6 +160,14 @@ def pair_of(item: object, where: str) -> tuple[Given, Given]:
 def has_boxes(target: Given) -> bool:
     """Whether it is {"boxes", "labels"}, with whatever else."""
     return isinstance(target, Mapping) and {"boxes", "labels"} <= target.keys()
+
+
+def may_be_image(value: Given) -> bool:
+    """Whether it may be an image: an opened one, a file's bytes, or an array with or without channels."""
+    if isinstance(value, Tensor | np.ndarray):
+        return value.ndim in (2, 3)
+    undecoded = isinstance(value, Mapping) and bool(value.keys() & {"bytes", "path"})
+    return undecoded or isinstance(value, Image.Image | bytes)
 
 
 def is_mask(target: Given) -> bool:

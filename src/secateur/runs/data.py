@@ -30,7 +30,7 @@ from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, DataError, InputError
 from secateur.measure.environment import describe as describe_machine
 from secateur.methods import example_scores
-from secateur.recover.training import rehearsal
+from secateur.recover.training import loop, rehearsal
 from secateur.reports import evidence
 from secateur.retrieval import encoders
 from secateur.runs import backends, configs, keywords
@@ -135,10 +135,12 @@ def prune_data(
     held = model is not None or (":" in score and spoken)
     shelf = Path(tempfile.gettempdir()) if dry_run else nearest(out)
     source = read_rows(data, held=held, shelf=shelf, text=text, label=label, counts=counted, ray=ray)
+    seen = _read_pictures(source, label) if model is not None else source
     if transform is not None or size is not None or workers is not None:
-        if not isinstance(source, Examples):
+        if not isinstance(seen, Examples):
             raise InputError(f"{source.name} holds no images: leave transform, size and workers out")
-        source = examples.with_transform(source, transform, size, workers)
+        seen = examples.with_transform(seen, transform, size, workers)
+        source = seen if isinstance(source, Examples) else source
     _check_tokens(budgets, {*source.costs(), *counted})
     whole = ExampleSet(source)
     _check_classes(source, model is not None, balanced)
@@ -173,7 +175,7 @@ def prune_data(
     folder = tempfile.TemporaryDirectory() if dry_run else nullcontext(str(out))
     with folder as place, open_run(place, settings, about, overwrite=overwrite, defaults=hashes) as run:
         whole = whole.with_costs(**{m: count for m, count in counted.items() if m not in source.costs()})
-        whole = whole.with_scores(score, _scores(score, whole, model, run, seed, training))
+        whole = whole.with_scores(score, _scores(score, whole, model, run, seed, training, seen))
         distinct = ~whole.repeats(normalised=deduplicate == "normalised")
         results = [_cut(whole, score, each, fair, distinct, bool(deduplicate)) for each in budgets]
         if not dry_run:
@@ -192,6 +194,14 @@ def configured(path: str | Path, given: Mapping[str, object] | None = None) -> d
     Raises `InputError` where the file, a key in it or a value can't be used.
     """
     return configs.options(prune_data, configs.read(path, "prune-data", prune_data, given))
+
+
+def _read_pictures(source: Rows, label: str) -> Rows:
+    """What a network sees of a table of images without texts; anything else as it is."""
+    if not isinstance(source, Table) or source.texts is not None:
+        return source
+    pictured = any(type(kind).__name__ == "Image" for kind in source.rows.features.values())
+    return examples.read(source.rows, label=label) if pictured else source
 
 
 def _check(score: str, model: object, runs: int, epochs: float) -> None:
@@ -239,9 +249,9 @@ def _evidence(result: Result, settings: Mapping[str, object]) -> Evidence:
 
 
 def _scores(
-    score: str, whole: ExampleSet, model: Model | None, run: Run, seed: int, training: Mapping[str, Any]
+    score: str, whole: ExampleSet, model: Model | None, run: Run, seed: int, training: Mapping[str, Any], seen: Rows
 ) -> NDArray[np.float32]:
-    """[N], computed the first time and read from the run afterwards; a training at a time."""
+    """[N], computed the first time and read from the run afterwards; a training at a time. seen: by the model."""
     if score == "random":
         return np.asarray(random.scores(whole.units("examples"), seed)["examples"].numpy())
     if score == "length":
@@ -260,7 +270,7 @@ def _scores(
     for number in range(training["runs"]):
 
         def one(number: int = number) -> dict[str, Tensor]:
-            return _train_and_score(whole.source, model, score, seed, number, training)
+            return _train_and_score(seen, model, score, seed, number, training)
 
         scores.append(run.tensors(f"scores-{number}", one)["score"])
     return np.asarray(difficulty.average(scores).numpy())
@@ -299,9 +309,12 @@ def _train_and_score(
             ) from error
         ask = partial(example_scores.ask_logits, subject.inputs)
         how = Training(batch=training["batch"], lr=training["lr"] or _LR["network"])
-        return example_scores.score_by_training(
-            built, data, ask, score, how, epochs=training["epochs"], seed=seed, number=number
-        )
+        with loop.place_for_training(built):  # where it is looked at, too
+            return example_scores.score_by_training(
+                built, data, ask, score, how, epochs=training["epochs"], seed=seed, number=number
+            )
+    if isinstance(data, Table):
+        raise DataError(f"{data.name} has no column {data.text!r} for a model to read: name it with --text")
     if not isinstance(data, Corpus):
         raise InputError(f"{data.name} is no text that a model could read, but a survey: give the data itself")
     if isinstance(model, nn.Module) or plugins.names_function(model):
@@ -318,11 +331,12 @@ def _train_and_score(
     feed = (
         texts.batches(seen, reader.tokenizer, packed=False, seed=seed + number, **tokens) if training["epochs"] else ()
     )
-    record = rehearsal.rehearse(
-        reader.model, lambda part: reader.forward(part).prediction, feed,
-        lambda: texts.in_order(corpus, reader.tokenizer, **tokens),
-        epochs=training["epochs"], lr=training["lr"] or _LR["text"], seed=seed + number, needs=needs,
-    )  # fmt: skip
+    with loop.place_for_training(reader.model):
+        record = rehearsal.rehearse(
+            reader.model, lambda part: reader.forward(part).prediction, feed,
+            lambda: texts.in_order(corpus, reader.tokenizer, **tokens),
+            epochs=training["epochs"], lr=training["lr"] or _LR["text"], seed=seed + number, needs=needs,
+        )  # fmt: skip
     return {"score": difficulty.by_name(score, [record if inside is None else record | {"inside": inside}])}
 
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
+from torch import nn
 
 import tiny
 from secateur.subjects.network.coupling import couple
@@ -97,3 +99,10 @@ def test_gated_experts_keep_whole_steps_of_what_is_read_as_of_what_is_made() -> 
     assert (heads.step, heads.multiple) == (1, 1)
     plain = replace(sites["model.layers.0.self_attn.o_proj.channels"], step=1)
     assert (plain.width, plain.multiple, replace(plain, step=8).multiple) == (1, 1, 8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sites_are_named_by_what_makes_them_of_grey_images_too(channels: int) -> None:
+    model = nn.Sequential(nn.Conv2d(channels, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    coupling = couple(record(model.eval(), Example.of(torch.rand(1, channels, 9, 9))))
+    assert {name: len(site.classes) for name, site in coupling.sites.items()} == {"0.channels": 6, "2.channels": 8}

@@ -5,12 +5,16 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from torch.utils.data import DataLoader
 
 from secateur.data import box_files, examples, masks, ray_data, tables, texts
 from secateur.data import parts as parts_of
 from secateur.data.examples import Examples
+from secateur.data.image_items import IMAGE_COLUMNS, may_be_image
 from secateur.data.images import is_image
 from secateur.data.survey import Survey, survey
 from secateur.data.tables import Table
@@ -22,7 +26,7 @@ from secateur.runs.backends import Backend, Data
 from secateur.subjects import ExampleSet
 from secateur.subjects.dataset.examples import INDEX
 
-__all__ = ["Datasets", "Rows", "holds_texts", "is_stream", "read_rows"]
+__all__ = ["Datasets", "Rows", "holds_examples", "holds_texts", "is_stream", "read_rows"]
 
 Rows: TypeAlias = Examples | Corpus | Table | Survey
 
@@ -92,6 +96,13 @@ def read_rows(
         return ray_data.survey(data, counts=counts, shelf=place if held else None, **columns)
     if isinstance(data, Examples | Corpus | Survey):
         return data
+    if isinstance(data, Iterator):  # which can be looked at once only
+        seen = list(islice(data, 1))
+        data = chain(seen, data)
+        if holds_examples(seen, text):
+            return examples.read(data, label=label)
+    if holds_examples(data, text):
+        return examples.read(data, label=label)
     if not isinstance(data, Table) and (is_stream(data) or holds_texts(data, text)):
         if held and (shelf is None or isinstance(data, list | tuple)):
             return texts.read(data, **columns)
@@ -100,8 +111,23 @@ def read_rows(
         table = data if isinstance(data, Table) else tables.read(data, text=text, label=label)
         if table.texts is not None and isinstance(data, str | Path) and Path(data).suffix in texts.SUFFIXES:
             raise DataError(f"{table.name} has texts in {text!r} of some rows, and its first has none: drop such rows")
-        return table.corpus(shelf) if held else table
+        return table.corpus(shelf) if held and table.texts is not None else table
     return examples.read(data, label=label)
+
+
+def holds_examples(data: Data, text: str) -> bool:
+    """Whether data of Python is arrays, or images with whatever stands beside them, and no texts or rows of columns."""
+    if isinstance(data, DataLoader):
+        return True
+    if isinstance(data, tuple) and len(data) == 2:
+        return not all(isinstance(one, str | Mapping) for one in data)
+    if type(data).__name__ == "IterableDataset":
+        features = getattr(data, "features", None) or {}
+        return text not in features and any(type(kind).__name__ == "Image" for kind in features.values())
+    first = data[0] if isinstance(data, list | tuple) and data else None
+    if isinstance(first, Mapping):
+        return text not in first and any(may_be_image(first[name]) for name in IMAGE_COLUMNS if name in first)
+    return may_be_image(first[0] if isinstance(first, list | tuple) and len(first) == 2 else first)
 
 
 def is_stream(data: Data) -> bool:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from secateur._utils import devices, distributed
+from secateur._utils import devices, distributed, modes
 from secateur._utils.finite import all_finite
 from secateur.data.texts import Corpus
 from secateur.errors import InputError, ModelError, UnsupportedError
@@ -52,7 +52,7 @@ def open_teacher(
             raise UnsupportedError("teachers of networks stay whole and as they are: leave teacher-bits and auto out")
         found = cast(Traced, backend.reopen(model, like, device))
         _check_finite(found.model, backends.name_source(model))
-        return found
+        return found if device is None else _move(found.copy(), device)
     if device == "auto":
         if not isinstance(model, str | Path) or bits:
             raise InputError("a teacher is split as it is read from its folder, and not packed: leave one of them out")
@@ -86,13 +86,21 @@ def open_student(
         source = model if isinstance(model, str | Path) else copy.deepcopy(getattr(model, "model", model))
         return open_teacher(backend, source, device, data, like)
     backends.check_source(backend, model, "distill")
-    if isinstance(backend, Network) and device not in (None, "cpu"):
-        words = "networks are taught on a GPU that is there, and judged on the CPU: leave the device out"
-        raise UnsupportedError(f"device {device!r}: {words}")
+    if isinstance(backend, Network) and device == "auto":
+        raise UnsupportedError("device 'auto' splits folders of transformers: name one for networks, such as cuda")
     subject = backend.open_whole(model, device, data)
     if not isinstance(subject, Transformer | Traced):
         raise UnsupportedError(f"distill teaches language models and networks, and no {backend.family}")
-    return subject if isinstance(subject, Transformer) and isinstance(model, str | Path) else subject.copy()
+    if isinstance(subject, Transformer) and isinstance(model, str | Path):
+        return subject
+    return _move(subject.copy(), device)
+
+
+def _move(subject: Learner, device: str | None) -> Learner:
+    """A network of our own on a device; a transformer was opened there."""
+    if isinstance(subject, Traced) and device is not None:
+        modes.move_to_device(subject.model, device)
+    return subject
 
 
 def _check_finite(model: nn.Module, teacher: str) -> None:

@@ -271,7 +271,7 @@ def _sites(run: Run, classes: Classes, stays: np.ndarray) -> dict[str, Coupled]:
     sizes = np.bincount(kind)
     groups = np.split(in_order[np.argsort(kind, kind="stable")], np.cumsum(sizes)[:-1])
     heads, aligned = _among(run.flow.heads, classes), _among(run.flow.aligned, classes)
-    matrices = {axis.tensor for axis in axes if axis.dim and axis.tensor.endswith("weight")}
+    matrices = {name for name in run.flow.atoms.matrices if name.endswith("weight")}
     result: dict[str, Coupled] = {}
     for group in [groups[place] for place in np.argsort(first)]:
         one = int(group[0])

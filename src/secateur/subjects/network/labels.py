@@ -135,6 +135,8 @@ class Atoms:
 
     def __init__(self) -> None:
         self.axes: list[Axis] = []
+        self.matrices: set[str] = set()
+        """Parameters of two dimensions and more, also where all but one of these are of size 1 and have no atoms."""
         self.count = 1
         self.frozen = False
         """Ignore further constraints; only propagate labels."""
@@ -148,6 +150,8 @@ class Atoms:
     def add(self, name: str, tensor: Tensor) -> Labels:
         """Number the indices of a parameter: one label tensor per dimension, of size 1 in all other dimensions."""
         labels = []
+        if tensor.dim() > 1:
+            self.matrices.add(name)
         for dim, size in enumerate(tensor.shape):
             if size < 2:
                 continue
