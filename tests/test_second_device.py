@@ -466,11 +466,29 @@ def test_commands_on_networks_run_there(tmp_path: Path, digits: tuple[Examples, 
     )  # fmt: skip
     assert evidence.after["accuracy"].value >= 0
     subject = open_traced(copy.deepcopy(net), data.inputs[:2])
-    taught = secateur.distill(
-        halve(subject),
-        [subject], data, out=tmp_path / "taught", steps=2, batch=8,
+    asked: Counter[str] = Counter()
+    for one in (subject, small := halve(subject)):
+        one.model.register_forward_pre_hook(  # what is saved is tried on an example or two, on the CPU
+            lambda module, given: asked.update([given[0].device.type] * (len(given[0]) > 6))
+        )
+    for device in (None, CARD):
+        asked.clear()
+        taught = secateur.distill(
+            small, [subject], data, out=tmp_path / f"taught {device}", steps=2, batch=8, device=device, cache="all"
+        )  # fmt: skip
+        assert taught.recovery is not None
+        assert asked[second_device.NAME] > 0
+        assert not device or asked.keys() == {second_device.NAME}
+    assert {p.device.type for one in (subject, small) for p in one.model.parameters()} == {"cpu"}
+    asked.clear()
+    results = secateur.prune_data(
+        (data.inputs, data.labels), "examples=50%", tmp_path / "kept", score="el2n", model=copy.deepcopy(subject.model),
+        epochs=1, runs=1,
     )  # fmt: skip
-    assert taught.recovery is not None
+    assert len(results[0].subject.kept) == len(data) // 2
+    assert asked.keys() == {second_device.NAME}
+    cut = secateur.prune(copy.deepcopy(net).to(CARD), data.inputs[:2], "channels=60%")
+    assert {p.device.type for p in cut.subject.model.parameters()} == {second_device.NAME}
 
 
 # ----------------------------------------------------------------------------------------- recipes, further options

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import processes
 import secateur
@@ -33,6 +34,7 @@ from secateur.subjects import ExampleSet, open_subject
 BUILD = """
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 def build():
     return nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -563,3 +565,57 @@ def test_a_folder_of_yolo_is_images_with_boxes_and_no_texts(tmp_path):
     (result,) = secateur.prune_data(tmp_path / "yolo", "examples=50%", tmp_path / "out")
     assert len(result.subject.data.targets) == 3
     assert result.cut.removed["examples"] == (3, 6)
+
+
+def images_in_a_table():
+    pictures = [Image.new("RGB", (2 + place % 2, 2), (place * 9, 0, 0)) for place in range(12)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b", "c"])})
+    rows = {"image": pictures, "label": [place % 3 for place in range(12)]}
+    return pictures, datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.mark.parametrize("form", ["arrays", "loader", "pairs", "rows", "passed over", "splits", "streamed"])
+def test_images_of_python_are_read_as_recipes_read_them(form, tmp_path):
+    pictures, table = images_in_a_table()
+    arrays, labels = torch.rand(12, 1, 2, 2), torch.arange(12) % 3
+    pairs = [(torch.full((1, 2, 2), place / 12), place % 3) for place in range(12)]
+    data = {
+        "arrays": (arrays, labels), "loader": DataLoader(TensorDataset(arrays, labels), batch_size=5), "pairs": pairs,
+        "rows": [{"image": one, "label": place % 3} for place, one in enumerate(pictures)],
+        "passed over": iter(pairs), "splits": {"train": (arrays, labels)}, "streamed": table.to_iterable_dataset(),
+    }[form]  # fmt: skip
+    seen = {"size": "1x2x2"} if form in ("rows", "streamed") else {}
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    (result,) = secateur.prune_data(
+        data, "examples=50%", tmp_path / "out", score="el2n", model=net, runs=1, epochs=1, **seen
+    )
+    assert isinstance(result.subject.source, Examples)
+    assert len(result.subject.kept) == 6
+    assert np.bincount(result.subject.labels).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("form", ["saved", "table.parquet", "in memory"])
+def test_a_network_scores_the_images_of_a_table_which_keeps_its_columns(form, tmp_path):
+    _, table = images_in_a_table()
+    table = table.add_column("where", [f"shelf {place}" for place in range(12)])
+    if form == "saved":
+        table.save_to_disk(tmp_path / form)
+    elif form != "in memory":
+        table.to_parquet(tmp_path / form)
+    data = table if form == "in memory" else tmp_path / form
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    how = {"score": "herding", "model": net, "runs": 1, "epochs": 0, "size": 2}
+    (result,) = secateur.prune_data(data, "examples=50%", tmp_path / "out", **how)
+    assert result.subject.data.rows.column_names == ["image", "label", "where"]
+    if form != "in memory":
+        again = secateur.open_index(tmp_path / "out" / "examples=50%")
+        assert again.data.rows["where"] == result.subject.data.rows["where"]
+
+
+def test_an_index_of_rows_without_texts_is_opened_again(tmp_path):
+    datasets.Dataset.from_dict({"x": [*range(10)], "label": [0, 1] * 5}).save_to_disk(tmp_path / "rows")
+    (result,) = secateur.prune_data(tmp_path / "rows", "examples=40%", tmp_path / "out")
+    kept = secateur.open_index(tmp_path / "out" / "examples=40%").data
+    assert kept.rows["x"] == result.subject.data.rows["x"]
+    with pytest.raises(DataError, match="rows has no column 'text' for a model to read: name it with --text"):
+        secateur.prune_data(tmp_path / "rows", "examples=40%", tmp_path / "to", score="el2n", model=nn.Linear(1, 2))

@@ -16,7 +16,7 @@ from pictures import class_folder, mask_folder
 from secateur.data import examples, image_items, masks, texts, transforms
 from secateur.data.examples import Examples
 from secateur.data.texts import Corpus
-from secateur.errors import DataError, InputError
+from secateur.errors import DataError, DataWarning, InputError
 from secateur.runs import splits
 from secateur.runs.backends.language import Language
 from secateur.runs.backends.network import Network
@@ -242,7 +242,8 @@ def test_held_out_images_beyond_the_usual_range_are_told_of_as_well():
     wide = Examples(torch.rand(4, 3, 4, 4) * 255, torch.arange(4) % 3, name="wide")
     subject = Traced(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), Example.of(usual.inputs[:1]))
     for data, held_out in ((usual, wide), (wide, usual), (wide, None)):
-        (note,) = splits.split(Network(), data, held_out, subject, seed=0).notes
+        with pytest.warns(DataWarning, match="inputs of wide go from"):
+            (note,) = splits.split(Network(), data, held_out, subject, seed=0).notes
         assert "inputs of wide go from" in note
 
 

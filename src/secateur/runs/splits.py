@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from secateur.data import boxes, chats, examples, labels, masks, texts, transfor
 from secateur.data.examples import Examples
 from secateur.data.images import Images
 from secateur.data.texts import Corpus, Packing
-from secateur.errors import DataError, InputError
+from secateur.errors import DataError, DataWarning, InputError
 from secateur.measure import detection
 from secateur.runs.backends import AnyBackend, Data
 from secateur.runs.backends.network import Network
@@ -340,12 +341,15 @@ def reading_notes(*parts: Dataset | None) -> tuple[str, ...]:
     """What is to be said of examples as they were read, each once.
 
     That is what was left out of them, or renumbered; masks in which 255 may stand for a class; and numbers that no
-    network was trained on, see `range_note`.
+    network was trained on, see `range_note`, of which is warned as well, before anything is trained on them.
     """
     notes = list[str]()
     for part in parts:
         if isinstance(part, Examples):
-            notes += [*part.notes, masks.void_note(part.labels, part.name), range_note(part)]
+            wide = range_note(part)
+            if wide:
+                warnings.warn(wide, DataWarning, stacklevel=2)
+            notes += [*part.notes, masks.void_note(part.labels, part.name), wide]
     return tuple(dict.fromkeys(filter(None, notes)))
 
 

@@ -227,7 +227,7 @@ def distill(
     of_texts = isinstance(learner, Transformer)
     notes += models.check_lengths(backend, learner, between, above, length)
     batches = make_batches(chosen, learner, parts.train, above)
-    environment = backend.environment(learner, batch, length if of_texts else None, None)
+    environment = backend.environment(learner, batch, length if of_texts else None, None, None if of_texts else device)
     names = tuple(map(str, sources))
     setup = Setup(
         backend,
