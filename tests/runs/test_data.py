@@ -607,6 +607,7 @@ def test_a_network_scores_the_images_of_a_table_which_keeps_its_columns(form, tm
     how = {"score": "herding", "model": net, "runs": 1, "epochs": 0, "size": 2}
     (result,) = secateur.prune_data(data, "examples=50%", tmp_path / "out", **how)
     assert result.subject.data.rows.column_names == ["image", "label", "where"]
+    assert len(secateur.prune_data(data, "examples=50%", tmp_path / "drawn", size=2)[0].subject.kept) == 6
     if form != "in memory":
         again = secateur.open_index(tmp_path / "out" / "examples=50%")
         assert again.data.rows["where"] == result.subject.data.rows["where"]

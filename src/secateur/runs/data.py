@@ -135,8 +135,9 @@ def prune_data(
     held = model is not None or (":" in score and spoken)
     shelf = Path(tempfile.gettempdir()) if dry_run else nearest(out)
     source = read_rows(data, held=held, shelf=shelf, text=text, label=label, counts=counted, ray=ray)
-    seen = _read_pictures(source, label) if model is not None else source
-    if transform is not None or size is not None or workers is not None:
+    pictured = transform is not None or size is not None or workers is not None
+    seen = _read_pictures(source, label) if model is not None or pictured else source
+    if pictured:
         if not isinstance(seen, Examples):
             raise InputError(f"{source.name} holds no images: leave transform, size and workers out")
         seen = examples.with_transform(seen, transform, size, workers)
