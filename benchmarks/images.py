@@ -109,16 +109,27 @@ def main() -> None:
         for folder in (few, many):
             command = [sys.executable, __file__, "--memory", str(folder)]
             used.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    print(f"a step of ResNet-18, {BATCH} x {SIZE} pixels, {torch.get_num_threads()} threads, {WORKERS} workers: "
-          f"{step * 1e3:.0f} ms, of which {share:.1%} waits for images (goal: at most 10 %)")  # fmt: skip
-    print(f"without workers: {alone * 1e3:.0f} ms, of which {without:.1%} waits")
-    print(f"memory of 100 images: {used[0]:.0f} MiB; of 10,000: {used[1]:.0f} MiB")
+    machine = describe()
+    text = "\n".join([
+        "# Waiting for images", "",
+        f"ResNet-18 learns from JPEGs of 500 x 375 pixels, {BATCH} a step, as {SIZE} x {SIZE}; "
+        f"{torch.get_num_threads()} threads. The goal: a step waits for at most 10 % of its time, and memory does not "
+        "grow with the number of images.",
+        "", "| | a step | of which it waits |", "| --- | ---: | ---: |",
+        f"| {WORKERS} workers | {step * 1e3:.0f} ms | {share:.1%} |",
+        f"| without workers | {alone * 1e3:.0f} ms | {without:.1%} |",
+        "", "| images | memory with workers |", "| ---: | ---: |",
+        f"| 100 | {used[0]:.0f} MiB |", f"| 10,000 | {used[1]:.0f} MiB |", "",
+        f"`python benchmarks/images.py`; {machine.get('cpu')}, commit {machine.get('commit')}.",
+    ])  # fmt: skip
+    print(text)
     if given.steps == parser.get_default("steps"):
         found = {"step_ms": step * 1e3, "waits": share, "step_without_workers_ms": alone * 1e3,
                  "waits_without_workers": without, "memory_mib": {"100": used[0], "10000": used[1]},
-                 "environment": describe()}  # fmt: skip
-        out = Path(__file__).parents[1] / "docs" / "evidence" / "benchmarks" / "images.json"
-        out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+                 "environment": machine}  # fmt: skip
+        out = Path(__file__).parents[1] / "docs" / "evidence" / "benchmarks"
+        (out / "images.json").write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        (out / "images.md").write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -361,7 +361,8 @@ def test_arrays_in_a_list_or_a_column_that_are_no_images_are_read_as_one_array_o
 def test_images_in_a_list_are_those_of_pairs_whatever_their_sizes(kind, sizes):
     pd = pytest.importorskip("pandas")
     drawn = np.random.default_rng(0)
-    for more in ((3,), (4,), (1,), () if np.dtype(kind).itemsize < 4 or np.dtype(kind).kind == "u" else (3,)):
+    floats, several = np.dtype(kind).kind == "f", len(set(sizes)) > 1
+    for more in ((3,), (4,), (1,), ()) if several or not floats else ():  # floats of one size may be anything
         images = [drawn.integers(0, 256, (*size, *more)).astype(kind) for size in sizes]
         pairs = examples.read(list(zip(images, [0, 1, 0, 1], strict=True)))
         for given in (images, tuple(images), pd.Series(images, index=range(3, 7))):
@@ -371,6 +372,7 @@ def test_images_in_a_list_are_those_of_pairs_whatever_their_sizes(kind, sizes):
             for place in range(4):
                 assert torch.equal(data.inputs[place : place + 1], pairs.inputs[place : place + 1])
             assert examples.with_transform(data, size=4).inputs.shape == (4, data.inputs.shape[1], 4, 4)
+    images = [drawn.integers(0, 256, (*size, 3)).astype(np.uint8) for size in sizes]
     mask, where = np.zeros(sizes[0], np.uint8), "masks of the data hold 0 and 255 alone"
     mask[0] = 255
     if len(set(sizes)) == 1:
@@ -383,6 +385,27 @@ def test_images_in_a_list_are_those_of_pairs_whatever_their_sizes(kind, sizes):
 def test_images_of_bytes_are_shares_beside_those_of_floats():
     data = examples.read(([np.full((4, 4), 255, np.uint8), np.ones((4, 4), np.float32)], [0, 1]))
     assert data.inputs[:].unique().tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 8, 9), (8, 9, 3), (10, 5, 3), (8, 9), (7,)], ids=["normalised", "colours", "points", "series", "row"]
+)
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_numbers_of_one_size_in_a_list_are_what_their_array_is(shape, kind):
+    rows = np.random.default_rng(0).standard_normal((4, *shape)).astype(kind)
+    whole = examples.read((rows, np.arange(4)))
+    for given in (list(rows), [*torch.from_numpy(rows)]):
+        data = examples.read((given, [0, 1, 2, 3]))
+        assert torch.equal(data.inputs, whole.inputs)
+        assert data.inputs.dtype == whole.inputs.dtype
+    two = examples.read(((rows[0], torch.tensor(0)), (rows[1], torch.tensor(1)))) if len(shape) > 1 else None
+    assert two is None or two.labels.tolist() == [0, 1]
+
+
+def test_bytes_of_two_channels_are_no_batch_of_two():
+    pairs = [np.zeros((2, 6, 6), np.uint8)] * 4
+    data = examples.read((pairs, [0, 1, 0, 1]))
+    assert data.inputs.shape == (4, 2, 6, 6)
 
 
 def test_arrays_may_go_backwards_and_have_any_byte_order():
@@ -409,6 +432,8 @@ def test_two_examples_in_a_tuple_are_examples_and_two_parts_are_told_apart():
     one, other = Image.new("L", (4, 4), 9), Image.new("L", (4, 4), 200)
     for given in (((one, 0), (other, 1)), ({"image": one, "label": 0}, {"image": other, "label": 1})):
         assert examples.read(given).labels.tolist() == [0, 1]
+    vectors = ((torch.rand(7), torch.rand(7)), (torch.tensor(0), torch.tensor(1)))
+    assert examples.read(vectors).inputs.shape == (2, 7)
     part = (torch.rand(4, 3, 4, 4), [0, 1, 0, 1])
     for given in (
         (part, part), ((part[0], torch.zeros(4)),) * 2, (TensorDataset(torch.rand(3, 2)),) * 2,
@@ -458,6 +483,7 @@ def test_the_splits_of_a_dict_are_what_is_learned_from_and_what_is_measured_on(t
             assert torch.equal(examples.read(splits).inputs[:], examples.read(part).inputs[:])
             assert examples.find_held_out(splits) == pairs[:2]
         assert examples.find_held_out({"train": part}) is None
+    assert examples.find_held_out({"train": pairs, "eval": pairs[:1], "test": pairs[:2]}) == pairs[:2]
     for name in ("eval", "evaluation", "testing"):
         assert examples.find_held_out({"train": pairs, name: pairs[:2]}) == pairs[:2]
     assert examples.find_held_out({"train": pairs, "validation": None, "test": pairs[:2]}) == pairs[:2]

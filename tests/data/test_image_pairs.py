@@ -558,6 +558,12 @@ def test_what_a_loader_or_an_iterable_fails_with_is_one_line():
         yield Pairs()[0]
         raise ValueError("it broke")
 
+    def refused():
+        yield Pairs()[0]
+        raise DataError("my own line")
+
+    with pytest.raises(DataError, match=r"^my own line$"):
+        examples.read(refused())
     for source, line in (
         (DataLoader(Stream(), batch_size=2), "item 0 of the data can't be read: TypeError: default_collate"),
         (DataLoader(Failing(), batch_size=1, collate_fn=lambda batch: batch[0]), "item 3 .* IndexError: none there"),

@@ -136,6 +136,12 @@ def test_the_folder_above_annotations_of_voc_is_named(tmp_path):
             image_sources.read_folder(place)
 
 
+def test_a_column_may_be_called_as_a_part_is():
+    assert not image_sources.is_splits({"image": [1], "label": [0], "test": [2]})
+    for source in ({"train": 1}, {"test": 1, "val": 2}, {"train": 1, "extra": 2}):
+        assert image_sources.is_splits(source)
+
+
 def test_shards_that_are_packed_are_to_be_unpacked(tmp_path):
     (tmp_path / "x.tar.gz").write_bytes(b"")
     with pytest.raises(DataError, match=r"holds no images in folders .*: unpack x\.tar\.gz, or give path/class"):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import processes
 import secateur
@@ -34,7 +34,6 @@ from secateur.subjects import ExampleSet, open_subject
 BUILD = """
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 def build():
     return nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -574,7 +573,18 @@ def images_in_a_table():
     return pictures, datasets.Dataset.from_dict(rows, features=features)
 
 
-@pytest.mark.parametrize("form", ["arrays", "loader", "pairs", "rows", "passed over", "splits", "streamed"])
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter((torch.full((1, 2, 2), place / 12), place % 3) for place in range(12))
+
+
+FORMS = (
+    "arrays", "loader", "pairs", "rows", "passed over", "splits", "streamed", "stream of torch", "batches",
+    "tuple of rows",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_images_of_python_are_read_as_recipes_read_them(form, tmp_path):
     pictures, table = images_in_a_table()
     arrays, labels = torch.rand(12, 1, 2, 2), torch.arange(12) % 3
@@ -583,7 +593,12 @@ def test_images_of_python_are_read_as_recipes_read_them(form, tmp_path):
         "arrays": (arrays, labels), "loader": DataLoader(TensorDataset(arrays, labels), batch_size=5), "pairs": pairs,
         "rows": [{"image": one, "label": place % 3} for place, one in enumerate(pictures)],
         "passed over": iter(pairs), "splits": {"train": (arrays, labels)}, "streamed": table.to_iterable_dataset(),
+        "stream of torch": Stream(), "batches": iter(DataLoader(TensorDataset(arrays, labels), batch_size=5)),
+        "tuple of rows": tuple({"image": one, "label": place} for place, one in enumerate(pictures[:2])),
     }[form]  # fmt: skip
+    if form == "tuple of rows":
+        assert len(read_rows(data)) == 2
+        return
     seen = {"size": "1x2x2"} if form in ("rows", "streamed") else {}
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
     (result,) = secateur.prune_data(
@@ -611,6 +626,34 @@ def test_a_network_scores_the_images_of_a_table_which_keeps_its_columns(form, tm
     if form != "in memory":
         again = secateur.open_index(tmp_path / "out" / "examples=50%")
         assert again.data.rows["where"] == result.subject.data.rows["where"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("a b", "c d"), ({"text": "a b", "image": "x"}, {"text": "c d", "image": "y"}), iter(["a b", "c d"]),
+     [{"text": "a b", "image": b"x"}, {"text": "c d", "image": b"y"}]],
+)  # fmt: skip
+def test_texts_stay_texts_whatever_stands_beside_them(given):
+    assert read_rows(given).costs()["words"].tolist() == [2.0, 2.0]
+
+
+def test_texts_with_pictures_that_are_streamed_stay_texts():
+    rows = datasets.Dataset.from_dict({"image": [Image.new("L", (2, 2))] * 2, "text": ["a b", "c d"]})
+    rows = rows.cast_column("image", datasets.Image())
+    assert read_rows(rows.to_iterable_dataset()).costs()["words"].tolist() == [2.0, 2.0]
+
+
+def test_parts_without_one_to_learn_from_are_refused():
+    with pytest.raises(DataError, match="the data has the splits validation and no train: give one of them"):
+        secateur.prune_data({"validation": ["a", "b"]}, "examples=50%", "nowhere")
+
+
+def test_a_table_of_images_that_is_seen_in_another_way_is_another_run(tmp_path):
+    _, table = images_in_a_table()
+    how = {"score": "el2n", "model": nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), "runs": 1, "epochs": 0}
+    secateur.prune_data(table, "examples=50%", tmp_path, size=2, **how)
+    with pytest.raises(RunError, match="seen_sha256"):
+        secateur.prune_data(table, "examples=50%", tmp_path, size=2, transform="imagenet", **how)
 
 
 def test_an_index_of_rows_without_texts_is_opened_again(tmp_path):

@@ -505,19 +505,24 @@ def _are_pairs(one: Data, other: Data) -> bool:
 
 def _is_part(value: Data) -> bool:
     """Whether it is a whole part of a data set: (inputs, labels), or a data set or a loader of torch."""
-    if isinstance(value, tuple) and len(value) == 2:
-        _, kinds = value
-        return hasattr(kinds, "__len__") and not isinstance(kinds, str | bytes | Mapping) and not may_be_image(kinds)
-    return isinstance(value, Dataset | DataLoader)
+    if not (isinstance(value, tuple) and len(value) == 2):
+        return isinstance(value, Dataset | DataLoader)
+    inputs, kinds = value
+    if getattr(inputs, "ndim", 2) < 2 or getattr(kinds, "ndim", 1) < 1:  # a vector and its label
+        return False
+    return hasattr(kinds, "__len__") and not isinstance(kinds, str | bytes | Mapping) and not may_be_image(kinds)
 
 
 def _is_picture(value: Data) -> bool:
-    """Whether it can be nothing but an image: of arrays those of bytes or 16 bits, and floats with channels."""
-    if not isinstance(value, Tensor | np.ndarray) or not may_be_image(value):
+    """Whether it can be nothing but an image: of arrays those of bytes or 16 bits, grey or with channels.
+
+    Floats may be so, too, or series, volumes, points, or images that the user has normalised.
+    """
+    if not isinstance(value, Tensor | np.ndarray):
         return may_be_image(value)
-    return str(value.dtype).removeprefix("torch.").lstrip("<>") in ("uint8", "uint16", "u2") or (
-        value.ndim == 3 and bool({value.shape[0], value.shape[-1]} & set(image_sources.CHANNELS))
-    )
+    deep = str(value.dtype).removeprefix("torch.").lstrip("<>") in ("uint8", "uint16", "u2")
+    channels = value.ndim == 2 or (value.ndim == 3 and {value.shape[0], value.shape[-1]} & set(image_sources.CHANNELS))
+    return deep and bool(channels)
 
 
 def _rows_of(values: Data) -> Data:

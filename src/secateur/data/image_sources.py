@@ -195,7 +195,8 @@ def show_rows(table: Data, label: str = labels_of.DEFAULT) -> Shown | None:
 
 def is_splits(source: Data) -> bool:
     """Whether it is a dict of the parts of a data set, of `datasets` or not, by their names."""
-    named = isinstance(source, Mapping) and bool(source.keys() & {_TRAIN, *parts_of.HELD_OUT})
+    known = isinstance(source, Mapping) and len(source) > 0
+    named = known and (_TRAIN in source or set(source) <= set(parts_of.HELD_OUT))  # a column may be called test
     return named or type(source).__name__ in ("DatasetDict", "IterableDatasetDict")
 
 

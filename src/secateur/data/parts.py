@@ -18,7 +18,7 @@ _PART_WORDS: dict[str, DataPart] = {
     "train": "train", "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
     "test": "test",
 }  # fmt: skip
-HELD_OUT = ("val", "valid", "validation", "dev", "eval", "evaluation", "test", "testing")
+HELD_OUT = ("val", "valid", "validation", "dev", "test", "eval", "evaluation", "testing")
 """Names of parts to measure on, the first of which that is there is taken: of folders, and of splits in a dict."""
 
 _WORD = "|".join(_PART_WORDS)

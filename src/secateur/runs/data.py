@@ -153,6 +153,7 @@ def prune_data(
     settings = {
         "command": "prune-data", "score": score, "balanced": fair, "deduplicate": deduplicate, "seed": seed,
         "data_sha256": source.digest,
+        **({} if seen is source else {"seen_sha256": seen.digest}),
         **({} if model is None else {"model": backends.name_source(model), **training}),
         **hashes,
     }  # fmt: skip

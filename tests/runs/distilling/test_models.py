@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import BertForMaskedLM
 
+import second_device
 import tiny
+from secateur._utils import devices
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.recover.distillation import teachers
 from secateur.runs import exporting
@@ -29,6 +31,21 @@ def test_a_learner_is_a_copy_and_a_teacher_is_not(of_networks):
     second = models.open_student(Network(), given.model, None, setup.train, first)
     assert len({id(one.model[0].weight) for one in (given, first, second)}) == 3
     assert models.open_teacher(Network(), given.model, None, setup.train, first).model is given.model
+
+
+def test_networks_learn_and_teach_on_a_device_and_what_was_given_stays_where_it_is(of_networks):
+    given, setup = of_networks()
+    with second_device.present():
+        first = models.open_student(Network(), given, second_device.NAME, setup.train)
+        above = models.open_teacher(Network(), given.model, second_device.DEVICE, setup.train, first)
+        again = models.open_teacher(Network(), above.model, second_device.NAME, setup.train, first)
+        found = [devices.find_device(one.model).type for one in (first, above, given)]
+    assert found == [second_device.NAME, second_device.NAME, "cpu"]
+    assert again.model is above.model, "it lies there already"
+    compiled = torch.compile(given.model, backend="eager")
+    assert models.open_teacher(Network(), compiled, "cpu", setup.train, given).model is compiled
+    with pytest.raises(UnsupportedError, match="device 'auto' splits folders of transformers: name one for networks"):
+        models.open_student(Network(), given, "auto", setup.train)
 
 
 def test_a_teacher_is_opened_split_or_packed(tmp_path):

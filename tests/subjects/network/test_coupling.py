@@ -106,3 +106,18 @@ def test_sites_are_named_by_what_makes_them_of_grey_images_too(channels: int) ->
     model = nn.Sequential(nn.Conv2d(channels, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
     coupling = couple(record(model.eval(), Example.of(torch.rand(1, channels, 9, 9))))
     assert {name: len(site.classes) for name, site in coupling.sites.items()} == {"0.channels": 6, "2.channels": 8}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_norm_that_stands_before_what_makes_its_channels_names_no_site(channels: int) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv, self.head = nn.BatchNorm2d(6), nn.Conv2d(channels, 6, 3), nn.Conv2d(6, 2, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.head(self.norm(self.conv(images)))
+            return output
+
+    coupling = couple(record(Net().eval(), Example.of(torch.rand(1, channels, 9, 9))))
+    assert set(coupling.sites) == {"conv.channels"}

@@ -9,9 +9,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from torch.utils.data import DataLoader
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
-from secateur.data import box_files, examples, masks, ray_data, tables, texts
+from secateur.data import box_files, examples, image_sources, masks, ray_data, tables, texts
 from secateur.data import parts as parts_of
 from secateur.data.examples import Examples
 from secateur.data.image_items import IMAGE_COLUMNS, may_be_image
@@ -90,6 +92,7 @@ def read_rows(
     if indices.is_index(data):
         return sources.read_index(data, shelf=shelf)  # type: ignore[no-any-return]
     columns: dict[str, Any] = {"column": text, "label": label}
+    image_sources.choose_split(data, "the data")  # which refuses parts without train
     data = texts.take_rows(data)
     if ray or ray_data.is_dataset(data):
         place = shelf or Path(tempfile.gettempdir())
@@ -117,17 +120,20 @@ def read_rows(
 
 def holds_examples(data: Data, text: str) -> bool:
     """Whether data of Python is arrays, or images with whatever stands beside them, and no texts or rows of columns."""
-    if isinstance(data, DataLoader):
+    if isinstance(data, DataLoader | Tensor | np.ndarray):
         return True
     if isinstance(data, tuple) and len(data) == 2:
-        return not all(isinstance(one, str | Mapping) for one in data)
-    if type(data).__name__ == "IterableDataset":
+        return not all(isinstance(one, str) or (isinstance(one, Mapping) and text in one) for one in data)
+    if isinstance(data, IterableDataset):
+        return holds_examples(list(islice(data, 1)), text)
+    if type(data).__name__ == "IterableDataset":  # of `datasets`
         features = getattr(data, "features", None) or {}
         return text not in features and any(type(kind).__name__ == "Image" for kind in features.values())
     first = data[0] if isinstance(data, list | tuple) and data else None
     if isinstance(first, Mapping):
         return text not in first and any(may_be_image(first[name]) for name in IMAGE_COLUMNS if name in first)
-    return may_be_image(first[0] if isinstance(first, list | tuple) and len(first) == 2 else first)
+    image = first[0] if isinstance(first, list | tuple) and len(first) == 2 else first
+    return may_be_image(image) or getattr(image, "ndim", 0) == 4  # of a batch
 
 
 def is_stream(data: Data) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -52,7 +53,7 @@ def open_teacher(
             raise UnsupportedError("teachers of networks stay whole and as they are: leave teacher-bits and auto out")
         found = cast(Traced, backend.reopen(model, like, device))
         _check_finite(found.model, backends.name_source(model))
-        return found if device is None else _move(found.copy(), device)
+        return found if device is None or _lies_on(found.model, device) else _move(found.copy(), device)
     if device == "auto":
         if not isinstance(model, str | Path) or bits:
             raise InputError("a teacher is split as it is read from its folder, and not packed: leave one of them out")
@@ -94,6 +95,11 @@ def open_student(
     if isinstance(subject, Transformer) and isinstance(model, str | Path):
         return subject
     return _move(subject.copy(), device)
+
+
+def _lies_on(model: nn.Module, device: str) -> bool:
+    there, wanted = devices.find_device(model), torch.device(device)
+    return there.type == wanted.type and wanted.index in (None, there.index)
 
 
 def _move(subject: Learner, device: str | None) -> Learner:
