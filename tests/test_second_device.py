@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
@@ -28,7 +29,7 @@ import second_device
 import tiny
 import yolo
 from recipes.vision import nets
-from secateur import recipes
+from secateur import cli, recipes
 from secateur._utils import distributed, rundir
 from secateur.data import examples, texts
 from secateur.data.examples import Examples
@@ -489,6 +490,22 @@ def test_commands_on_networks_run_there(tmp_path: Path, digits: tuple[Examples, 
     assert asked.keys() == {second_device.NAME}
     cut = secateur.prune(copy.deepcopy(net).to(CARD), data.inputs[:2], "channels=60%")
     assert {p.device.type for p in cut.subject.model.parameters()} == {second_device.NAME}
+
+
+@pytest.mark.usefixtures("card")
+def test_a_network_that_leaves_a_tensor_behind_is_told_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Net(nn.Linear):\n    shift = torch.ones(1, 2)\n\n"
+        "    def forward(self, rows):\n        return super().forward(rows) + self.shift\n\n\n"
+        "def build():\n    return Net(3, 2)\n"
+    )
+    np.savez("data.npz", inputs=np.ones((8, 3), np.float32), labels=np.arange(8) % 2)
+    asked = "prune-data data.npz --model net.py:build --score el2n --runs 1 --epochs 0 --budget examples=50% --out o"
+    assert cli.main(asked.split()) != 0
+    assert "has a tensor that stays behind when it goes to a GPU: let it be a buffer" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------------- recipes, further options

@@ -206,6 +206,11 @@ def _explain(error: Exception) -> str:
         return f"{error.format_message()} (--help shows what there is)"
     if is_disk_full(error):
         return "disk full: free some space and run the same command again"
+    if "tensors to be on the same device" in str(error):
+        return (
+            "the network has a tensor that stays behind when it goes to a GPU: let it be a buffer (register_buffer), "
+            "or hide the GPU (CUDA_VISIBLE_DEVICES=)"
+        )
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'}: {error.strerror or error}"
     return f"unexpected {type(error).__name__}: {error} (add --debug to see where)"
