@@ -132,7 +132,7 @@ def prune_data(
     counted = {"tokens": encoders.counter(str(tokenizer))} if tokenizer is not None else {}
     # A function of one's own is given texts, too, or the whole table.
     spoken = ray or ray_data.is_dataset(data) or is_stream(data) or holds_texts(data, text)
-    held = model is not None or (":" in score and spoken)
+    held = (model is not None and not _is_network(model)) or (":" in score and spoken)
     shelf = Path(tempfile.gettempdir()) if dry_run else nearest(out)
     source = read_rows(data, held=held, shelf=shelf, text=text, label=label, counts=counted, ray=ray)
     pictured = transform is not None or size is not None or workers is not None
@@ -199,11 +199,16 @@ def configured(path: str | Path, given: Mapping[str, object] | None = None) -> d
 
 
 def _read_pictures(source: Rows, label: str) -> Rows:
-    """What a network sees of a table of images without texts; anything else as it is."""
-    if not isinstance(source, Table) or source.texts is not None:
+    """What a network sees of a table of images; anything else as it is."""
+    if not isinstance(source, Table):
         return source
     pictured = any(type(kind).__name__ == "Image" for kind in source.rows.features.values())
     return examples.read(source.rows, label=label) if pictured else source
+
+
+def _is_network(model: Model) -> bool:
+    """Whether it reads arrays, and no texts: a module, or the name of a function that builds one."""
+    return isinstance(model, nn.Module) or (isinstance(model, str | Path) and plugins.names_function(model))
 
 
 def _check(score: str, model: object, runs: int, epochs: float) -> None:
@@ -315,12 +320,12 @@ def _train_and_score(
             return example_scores.score_by_training(
                 built, data, ask, score, how, epochs=training["epochs"], seed=seed, number=number
             )
-    if isinstance(data, Table):
+    if isinstance(data, Table) and data.texts is None:
         raise DataError(f"{data.name} has no column {data.text!r} for a model to read: name it with --text")
+    if _is_network(model):
+        raise InputError(f"{data.name} holds texts: give the folder or Hub id of a model that classifies texts")
     if not isinstance(data, Corpus):
         raise InputError(f"{data.name} is no text that a model could read, but a survey: give the data itself")
-    if isinstance(model, nn.Module) or plugins.names_function(model):
-        raise InputError(f"{data.name} holds texts: give the folder or Hub id of a model that classifies texts")
     reader = Language().open(model).cut(Selection({}))[0]
     if reader.output != "logits" or reader.causal:
         raise InputError(f"{type(reader.model).__name__} gives no classes, by which examples are scored: give a model "
