@@ -41,6 +41,8 @@ test: format  ## formatting, types, import contracts, all fast tests
 
 wide: $(VENV)/.wide  ## further cases, long tests of what shorter ones go through one by one, and peak memory against its plan
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m 'wide or memory'
+	@echo "== every command again, beside a second device"
+	@SECATEUR_BESIDE_CARD=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) tests/cli
 
 lint: style  ## ruff, import-linter, mypy --strict on the package, and on claims and benchmarks what they call
 	@$(BIN)/mypy

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import second_device
 import tiny
 from commands import SMALL, forked
+
+
+@pytest.fixture(autouse=True)
+def beside_card() -> Iterator[None]:
+    """With SECATEUR_BESIDE_CARD, as `make wide` says it, every command runs where there is a second device."""
+    if "SECATEUR_BESIDE_CARD" not in os.environ:
+        yield
+        return
+    with second_device.present():
+        yield
 
 
 @pytest.fixture(scope="session")

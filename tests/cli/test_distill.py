@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from secateur import cli
 TAUGHT = ["--data", "texts.txt", "--steps", "4", "--batch", "8", "--length", "16", "--lr", "0.003"]
 
 
+@pytest.mark.skipif("SECATEUR_BESIDE_CARD" in os.environ, reason="the stand-in device swaps tensors, as no card does")
 @pytest.mark.usefixtures("planned")
 def test_distill_prints_what_it_did_and_what_it_would_take(places):
     done = forked(places, "distill", "other", "--from", "llama", "--dry-run", *TAUGHT)

@@ -61,6 +61,7 @@ def test_run_prints_what_it_did(places):
     assert files <= set(os.listdir(places / "small"))
 
 
+@pytest.mark.skipif("SECATEUR_BESIDE_CARD" in os.environ, reason="the run that is repeated was made on the CPU")
 def test_a_config_repeats_a_run_and_flags_win_over_it(places):
     done = forked(places, "run", "--config", "small/run.yaml", "--out", "again")
     assert done.code == 0, done.stderr
