@@ -633,7 +633,8 @@ def test_a_network_scores_the_images_of_a_table_which_keeps_its_columns(form, tm
 @pytest.mark.parametrize(
     "given",
     [("a b", "c d"), ({"text": "a b", "image": "x"}, {"text": "c d", "image": "y"}), iter(["a b", "c d"]),
-     [{"text": "a b", "image": b"x"}, {"text": "c d", "image": b"y"}]],
+     [{"text": "a b", "image": b"x"}, {"text": "c d", "image": b"y"}], np.array(["a b", "c d"]),
+     np.array(["a b", "c d"], object)],
 )  # fmt: skip
 def test_texts_stay_texts_whatever_stands_beside_them(given):
     assert read_rows(given).costs()["words"].tolist() == [2.0, 2.0]

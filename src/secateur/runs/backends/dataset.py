@@ -120,7 +120,9 @@ def read_rows(
 
 def holds_examples(data: Data, text: str) -> bool:
     """Whether data of Python is arrays, or images with whatever stands beside them, and no texts or rows of columns."""
-    if isinstance(data, DataLoader | Tensor | np.ndarray):
+    if isinstance(data, np.ndarray):
+        return data.dtype.kind not in "USO"  # strings are texts
+    if isinstance(data, DataLoader | Tensor):
         return True
     if isinstance(data, tuple) and len(data) == 2:
         return not all(isinstance(one, str) or (isinstance(one, Mapping) and text in one) for one in data)
