@@ -86,7 +86,7 @@ def present() -> Iterator[str]:
     """Have a card within the block; gives its name."""
     before = _STATE.present
     swaps, generator = torch.__future__.get_swap_module_params_on_conversion(), torch.Generator
-    swap = torch.utils.swap_tensors
+    swap, empty_cache = torch.utils.swap_tensors, torch.accelerator.empty_cache
     default = PartialState.default_device
     _STATE.present = True
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -94,6 +94,7 @@ def present() -> Iterator[str]:
     torch.__future__.set_swap_module_params_on_conversion(True)  # as on a GPU, tied weights stay tied in `module.to`
     torch.Generator = _Generator  # type: ignore[misc]
     torch.utils.swap_tensors = partial(_swap, swap)
+    torch.accelerator.empty_cache = lambda: None  # torch's asks for an allocator; Accelerate calls it from 1.16 on
     try:
         with torch.autograd.set_multithreading_enabled(False):
             yield DEVICE
@@ -104,6 +105,7 @@ def present() -> Iterator[str]:
         torch.__future__.set_swap_module_params_on_conversion(swaps)
         torch.Generator = generator  # type: ignore[misc]
         torch.utils.swap_tensors = swap
+        torch.accelerator.empty_cache = empty_cache
 
 
 def _swap(swap: Callable[[Tensor, Tensor], None], parameter: Tensor, moved: Tensor) -> None:
