@@ -405,6 +405,7 @@ def test_numbers_of_one_size_in_a_list_are_what_their_array_is(shape, kind):
 def test_bytes_of_two_channels_are_no_batch_of_two():
     pairs = [np.zeros((2, 6, 6), np.uint8)] * 4
     data = examples.read((pairs, [0, 1, 0, 1]))
+    assert isinstance(data.inputs, torch.Tensor)
     assert data.inputs.shape == (4, 2, 6, 6)
 
 
@@ -437,10 +438,17 @@ def test_two_examples_in_a_tuple_are_examples_and_two_parts_are_told_apart():
     part = (torch.rand(4, 3, 4, 4), [0, 1, 0, 1])
     for given in (
         (part, part), ((part[0], torch.zeros(4)),) * 2, (TensorDataset(torch.rand(3, 2)),) * 2,
-        (([one, other], [0, 1]), ([one, other], [0, 1])),
+        (([one, other], [0, 1]), ([one, other], [0, 1])), ((np.fromiter([one, other], object), np.arange(2)),) * 2,
     ):  # fmt: skip
         with pytest.raises(DataError, match=r"the data is two parts: give {'train'"):
             examples.read(given)
+
+
+def test_what_is_no_data_is_told_of_in_a_line():
+    with pytest.raises(DataError, match=r"the data is a single number, 3\.0: give an array with a row"):
+        examples.read(np.array(3.0))
+    with pytest.raises(DataError, match="data is a dict of training, validation: parts are called train and"):
+        examples.read({"training": [1], "validation": [2]})
 
 
 def test_none_of_pandas_is_no_label():
@@ -490,7 +498,7 @@ def test_the_splits_of_a_dict_are_what_is_learned_from_and_what_is_measured_on(t
     for splits in ({"test": pairs}, {"train": None, "test": pairs}):
         with pytest.raises(DataError, match=r"the data has the splits .*test and no train: give one of them"):
             examples.read(splits)
-    with pytest.raises(DataError, match="data is of dict"):
+    with pytest.raises(DataError, match="data is a dict of other: parts are called train"):
         examples.read({"other": pairs})
     (tmp_path / "mine.py").write_text(
         "import torch\n\ndef data():\n    part = (torch.rand(4, 2), [0, 1] * 2)\n"

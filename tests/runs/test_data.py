@@ -8,6 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
+from io import BytesIO
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -15,7 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import processes
 import secateur
@@ -23,6 +26,7 @@ import tiny
 from secateur.data import texts
 from secateur.data.examples import Examples
 from secateur.data.shelf import CHUNK, Texts
+from secateur.data.survey import Survey
 from secateur.data.texts import Corpus
 from secateur.errors import BudgetError, DataError, InfeasibleError, InputError, RunError
 from secateur.recover.training import rehearsal
@@ -62,6 +66,43 @@ def nothing(data):
 def fails(data):
     raise KeyError("x")
 """
+
+
+class Ended(IterableDataset):
+    """What is passed over once, and goes on where it was."""
+
+    def __init__(self, rows):
+        self.rows = iter(rows)
+
+    def __iter__(self):
+        return self.rows
+
+
+class Passed(Dataset):
+    """Rows by their places, and one after the other."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, place):
+        return self.rows[place]
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def drawn(seed=0):
+    """An image [4, 4, 3] of bytes."""
+    return np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+
+
+def to_bytes(image):
+    file = BytesIO()
+    Image.fromarray(image).save(file, "png")
+    return file.getvalue()
 
 
 @pytest.fixture
@@ -634,10 +675,77 @@ def test_a_network_scores_the_images_of_a_table_which_keeps_its_columns(form, tm
     "given",
     [("a b", "c d"), ({"text": "a b", "image": "x"}, {"text": "c d", "image": "y"}), iter(["a b", "c d"]),
      [{"text": "a b", "image": b"x"}, {"text": "c d", "image": b"y"}], np.array(["a b", "c d"]),
-     np.array(["a b", "c d"], object)],
+     np.array(["a b", "c d"], object), np.array(["a b", "c d"], np.dtypes.StringDType()), Ended(["a b", "c d"])]
 )  # fmt: skip
 def test_texts_stay_texts_whatever_stands_beside_them(given):
     assert read_rows(given).costs()["words"].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "row", [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+            {"prompt": "a", "completion": "b"}],
+)  # fmt: skip
+def test_chats_stay_texts_whatever_stands_beside_them(row):
+    assert isinstance(read_rows((row, row)), Survey)
+    assert isinstance(read_rows([{"image": drawn(), **row}] * 2), Survey)
+
+
+def test_a_frame_is_its_rows():
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"text": ["a b", "c d e", "f"], "label": [0, 1, 0]})
+    assert read_rows(frame).costs()["words"].tolist() == [2.0, 3.0, 1.0]
+    assert texts.read(texts.take_rows(frame)).labels == [0, 1, 0]
+    assert read_rows(pd.DataFrame({"image": [drawn(), drawn()], "label": [0, 1]})).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "form", ["array", "tensor", "objects", "once", "deque", "batches of rows", "data set that can be passed over"]
+)
+def test_images_are_read_from_first_to_last(form):
+    images = np.stack([drawn(seed) for seed in range(4)])
+    rows = [(image, place % 2) for place, image in enumerate(images)]
+    data = {
+        "array": images, "tensor": torch.from_numpy(images), "once": Ended(rows), "deque": deque(rows),
+        "objects": np.fromiter(map(Image.fromarray, images), object),
+        "batches of rows": DataLoader([{"image": torch.ones(3, 4, 4), "label": 0}] * 4, 2),
+        "data set that can be passed over": Passed(rows),
+    }[form]  # fmt: skip
+    assert len(read_rows(iter(data) if form == "batches of rows" else data)) == 4
+
+
+@pytest.mark.parametrize("form", ["bytes.parquet", "struct.parquet", "nested"])
+def test_a_network_sees_the_images_of_a_table_that_says_of_no_type(form, tmp_path):
+    encoded = [to_bytes(drawn(seed)) for seed in range(6)]
+    table = datasets.Dataset.from_dict({
+        "image": {
+            "bytes.parquet": encoded, "struct.parquet": [{"bytes": one, "path": ""} for one in encoded],
+            "nested": [np.full((3, 4, 4), place / 9.0).tolist() for place in range(6)],
+        }[form],
+        "label": [0, 1] * 3,
+    })  # fmt: skip
+    if form != "nested":
+        table.to_parquet(tmp_path / form)
+    data, size = (table, {}) if form == "nested" else (tmp_path / form, {"size": 4})
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(48, 2))\n"
+    )
+    net = Path(f"{tmp_path / 'net.py'}:build")
+    how = {"score": "el2n", "model": net, "runs": 1, "epochs": 0, **size}
+    (result,) = secateur.prune_data(data, "examples=50%", tmp_path / "out", **how)
+    assert len(result.subject.kept) == 3
+
+
+def test_how_many_workers_read_what_no_network_sees_is_the_same_run(tmp_path):
+    _, table = images_in_a_table()
+    (first,) = secateur.prune_data(table, "examples=50%", tmp_path)
+    (again,) = secateur.prune_data(table, "examples=50%", tmp_path, workers=0)
+    assert again.subject.kept.tolist() == first.subject.kept.tolist()
+
+
+def test_a_network_does_not_read_a_table_of_texts(tmp_path):
+    table = datasets.Dataset.from_dict({"text": ["a b", "c d"] * 5, "label": [0, 1] * 5})
+    with pytest.raises(InputError, match="holds texts: give the folder or Hub id of a model that classifies texts"):
+        secateur.prune_data(table, "examples=50%", tmp_path, score="el2n", model=nn.Linear(1, 2), runs=1)
 
 
 def test_texts_with_pictures_that_are_streamed_stay_texts():

@@ -342,5 +342,6 @@ def test_an_array_held_out_beside_images_is_told_of_and_lists_are_images_alike()
     for train, held in ((pairs, (list(drawn), kinds)), ((list(drawn), kinds), pairs)):
         (copies,) = notes(train, held)
         assert copies.startswith("9 of 9 held-out examples are in the data, too")
-    (told,) = notes(pairs, (drawn.transpose(0, 3, 1, 2), kinds))
+    with pytest.warns(DataWarning, match="the data is an array, which is taken as it is, where the data holds images"):
+        (told,) = notes(pairs, (drawn.transpose(0, 3, 1, 2), kinds))
     assert told.startswith("the data is an array, which is taken as it is, where the data holds images: one may be")

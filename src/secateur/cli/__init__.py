@@ -206,7 +206,7 @@ def _explain(error: Exception) -> str:
         return f"{error.format_message()} (--help shows what there is)"
     if is_disk_full(error):
         return "disk full: free some space and run the same command again"
-    if "tensors to be on the same device" in str(error):
+    if "tensors to be on the same device" in str(error) or "on the same device as the indexed" in str(error):
         return (
             "the network has a tensor that stays behind when it goes to a GPU: let it be a buffer (register_buffer), "
             "or hide the GPU (CUDA_VISIBLE_DEVICES=)"

@@ -446,6 +446,8 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
     if isinstance(found, Examples):
         return found if found.labels is None else replace(found, labels=_whole(found.labels, found.name))
     name = source or "the data"
+    if getattr(found, "ndim", 1) == 0:
+        raise DataError(f"{name} is a single number, {found}: give an array with a row for each example")
     if image_sources.is_table(found):
         rows = image_sources.show_rows(found, label)
         if rows is None:
@@ -508,8 +510,8 @@ def _is_part(value: Data) -> bool:
     if not (isinstance(value, tuple) and len(value) == 2):
         return isinstance(value, Dataset | DataLoader)
     inputs, kinds = value
-    if getattr(inputs, "ndim", 2) < 2 or getattr(kinds, "ndim", 1) < 1:  # a vector and its label
-        return False
+    if _rows_of(inputs) is None and (getattr(inputs, "ndim", 2) < 2 or getattr(kinds, "ndim", 1) < 1):
+        return False  # a vector and its label
     return hasattr(kinds, "__len__") and not isinstance(kinds, str | bytes | Mapping) and not may_be_image(kinds)
 
 
@@ -634,7 +636,8 @@ def with_transform(
         return replace(data, inputs=data.inputs.with_transform(declared or data.inputs.transform, workers))
     if declared is not None:
         raise InputError(
-            f"{data.name} holds arrays, which are taken as they are: leave transform and size out, or give images"
+            f"{data.name} holds arrays, which are taken as they are: leave transform and size out, or give a list of "
+            "(image, label)"
         )
     return data
 

@@ -49,6 +49,11 @@ def read_pairs(source: Given, name: str, *, labelled: bool = True) -> Classified
     """
     if type(source).__module__.partition(".")[0] in ("pandas", "polars"):
         raise DataError(f"data is a {type(source).__name__}: give pairs, such as zip(data['image'], data['label'])")
+    if isinstance(source, Mapping):
+        raise DataError(
+            f"data is a dict of {', '.join(map(str, source))}: parts are called train and validation or test, columns "
+            "image and label"
+        )
     if isinstance(source, loading.DataLoader):
         plain = source.collate_fn is loading.default_collate or (
             source.batch_sampler is None and source.collate_fn is loading.default_convert
@@ -59,7 +64,7 @@ def read_pairs(source: Given, name: str, *, labelled: bool = True) -> Classified
         return replace(_read_places(source, name, labelled=labelled), notes=notes)
     if has_places(source):
         return _read_places(source, name, labelled=labelled)
-    if not isinstance(source, Iterable) or isinstance(source, str | bytes | Mapping):
+    if not isinstance(source, Iterable) or isinstance(source, str | bytes):
         if hasattr(source, "__getitem__") and not hasattr(source, "__len__"):
             raise DataError(f"data is of {type(source).__name__}, which has no __len__: give it one, or an __iter__")
         raise DataError(

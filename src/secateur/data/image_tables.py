@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from secateur.data.images import Encoded, Images, naming
 from secateur.data.labels import Labels
 from secateur.errors import DataError, MissingExtraError
 
-__all__ = ["Shown", "is_shown", "list_parquet", "load_library", "open_table", "read_rows"]
+__all__ = ["Shown", "find_images", "is_shown", "list_parquet", "load_library", "open_table", "read_rows"]
 
 
 class _Column(Encoded):
@@ -69,9 +70,7 @@ def load_library() -> Any:
 def read_rows(rows: Given, label: str, name: str, datasets: Given) -> Classified:
     """The images of a table, and the classes in its column `label`. Raises `DataError` for one without images."""
     features = rows.features or {}
-    pictures = [one for one, kind in features.items() if isinstance(kind, datasets.Image)]
-    called = [one for one in IMAGE_COLUMNS if one in (pictures or features)]
-    column = next(iter((*called, *pictures)), None)
+    column = _find_column(features)
     if column is None and not features:
         raise DataError(
             f"the columns of {name} are not known, as after `map` on a stream: name them with its features=, images as "
@@ -109,6 +108,19 @@ def read_rows(rows: Given, label: str, name: str, datasets: Given) -> Classified
     images = Images(_Column(rows.with_format(None).select_columns(column), column, name))
     images.keys()
     return name_classes(images, Labels(values), name, kinds or "", names)
+
+
+def find_images(features: Mapping[str, Given]) -> str | None:
+    """That of a table's images, by its type, or by its name where it holds more than names of files or numbers."""
+    column = _find_column(features)
+    named = column and type(features[column]).__name__ == "Value" and "binary" not in features[column].dtype
+    return None if named else column
+
+
+def _find_column(features: Mapping[str, Given]) -> str | None:
+    """The column that is called as images are, of those of type Image where there are any; else the first of these."""
+    pictures = [one for one, kind in features.items() if type(kind).__name__ == "Image"]
+    return next((one for one in (*IMAGE_COLUMNS, *pictures) if one in (pictures or features)), None)
 
 
 def _kind_of_numbers(feature: Given) -> np.dtype[np.generic] | None:

@@ -398,12 +398,15 @@ def check_part(source: Handed, column: str, label: str) -> None:
 
 
 def take_rows(source: Handed) -> Handed:
-    """What `read` takes of a dict: of splits (a `DatasetDict`) train, of columns their rows; others stay as they are.
+    """What `read` takes of a dict: of splits (a `DatasetDict`) train, of columns their rows, as of a frame of pandas or
+    polars; others stay as they are.
 
     Warns (`DataWarning`) which split that is, where there are others.
 
     Raises `DataError` for splits without train, and for columns that are no lists of one length.
     """
+    if type(source).__module__.partition(".")[0] in ("pandas", "polars") and hasattr(source, "columns"):
+        source = {str(name): list(source[name]) for name in source.columns}
     if not isinstance(source, Mapping):
         return source
     if _has_splits(source):

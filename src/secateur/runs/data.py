@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from secateur._utils import plugins
 from secateur._utils.rundir import Run
-from secateur.data import examples, images, ray_data, texts
+from secateur.data import examples, image_tables, images, ray_data, texts
 from secateur.data.examples import Examples
 from secateur.data.images import Images
 from secateur.data.shelf import nearest
@@ -153,7 +153,7 @@ def prune_data(
     settings = {
         "command": "prune-data", "score": score, "balanced": fair, "deduplicate": deduplicate, "seed": seed,
         "data_sha256": source.digest,
-        **({} if seen is source else {"seen_sha256": seen.digest}),
+        **({} if model is None or seen is source else {"seen_sha256": seen.digest}),
         **({} if model is None else {"model": backends.name_source(model), **training}),
         **hashes,
     }  # fmt: skip
@@ -200,15 +200,14 @@ def configured(path: str | Path, given: Mapping[str, object] | None = None) -> d
 
 def _read_pictures(source: Rows, label: str) -> Rows:
     """What a network sees of a table of images; anything else as it is."""
-    if not isinstance(source, Table):
+    if not isinstance(source, Table) or image_tables.find_images(source.rows.features) is None:
         return source
-    pictured = any(type(kind).__name__ == "Image" for kind in source.rows.features.values())
-    return examples.read(source.rows, label=label) if pictured else source
+    return examples.read(source.rows, label=label)
 
 
 def _is_network(model: Model) -> bool:
     """Whether it reads arrays, and no texts: a module, or the name of a function that builds one."""
-    return isinstance(model, nn.Module) or (isinstance(model, str | Path) and plugins.names_function(model))
+    return isinstance(model, nn.Module) or (isinstance(model, str | Path) and plugins.names_function(str(model)))
 
 
 def _check(score: str, model: object, runs: int, epochs: float) -> None:

@@ -298,7 +298,9 @@ def split(backend: AnyBackend, data: Dataset, held_out: Dataset | None, subject:
         return Parts(train, held, {"data_sha256": digest, **drawn}, (*reading_notes(data), *filter(None, [copies])))
     held_out = backend.fit_data(held_out, subject)
     digests = {"data_sha256": data.digest, "held_out_sha256": held_out.digest}
-    told = (copies_note(data, held_out, backend.noun, apart=True), _forms_note(data, held_out))
+    told = (copies_note(data, held_out, backend.noun, apart=True), forms := _forms_note(data, held_out))
+    if forms:  # before anything is learned from numbers in two ranges
+        warnings.warn(forms, DataWarning, stacklevel=2)
     return Parts(data, held_out, digests, (*reading_notes(data, held_out), *filter(None, told)))
 
 

@@ -42,6 +42,11 @@ def test_networks_learn_and_teach_on_a_device_and_what_was_given_stays_where_it_
         found = [devices.find_device(one.model).type for one in (first, above, given)]
     assert found == [second_device.NAME, second_device.NAME, "cpu"]
     assert again.model is above.model, "it lies there already"
+    with second_device.present():
+        parted = copy.deepcopy(above.model)
+        list(parted.children())[-1].to("cpu")
+        brought = models.open_teacher(Network(), parted, second_device.NAME, setup.train, first).model
+        assert {tensor.device.type for tensor in brought.parameters()} == {second_device.NAME}
     compiled = torch.compile(given.model, backend="eager")
     assert models.open_teacher(Network(), compiled, "cpu", setup.train, given).model is compiled
     with pytest.raises(UnsupportedError, match="device 'auto' splits folders of transformers: name one for networks"):

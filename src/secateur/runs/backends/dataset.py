@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from secateur.data import box_files, examples, image_sources, masks, ray_data, tables, texts
+from secateur.data import box_files, chats, examples, image_sources, masks, ray_data, tables, texts
 from secateur.data import parts as parts_of
 from secateur.data.examples import Examples
 from secateur.data.image_items import IMAGE_COLUMNS, may_be_image
@@ -99,6 +99,8 @@ def read_rows(
         return ray_data.survey(data, counts=counts, shelf=place if held else None, **columns)
     if isinstance(data, Examples | Corpus | Survey):
         return data
+    if isinstance(data, IterableDataset) and not image_sources.is_table(data):
+        data = iter(data)  # a second pass may go on where the first one stopped
     if isinstance(data, Iterator):  # which can be looked at once only
         seen = list(islice(data, 1))
         data = chain(seen, data)
@@ -120,22 +122,27 @@ def read_rows(
 
 def holds_examples(data: Data, text: str) -> bool:
     """Whether data of Python is arrays, or images with whatever stands beside them, and no texts or rows of columns."""
-    if isinstance(data, np.ndarray):
-        return data.dtype.kind not in "USO"  # strings are texts
-    if isinstance(data, DataLoader | Tensor):
+    if isinstance(data, np.ndarray) and data.dtype.kind in "USTO":  # strings are texts, objects whatever they are
+        return data.dtype.kind == "O" and holds_examples(data.ravel().tolist(), text)
+    if isinstance(data, DataLoader | Tensor | np.ndarray):
         return True
-    if isinstance(data, tuple) and len(data) == 2:
-        return not all(isinstance(one, str) or (isinstance(one, Mapping) and text in one) for one in data)
-    if isinstance(data, IterableDataset):
-        return holds_examples(list(islice(data, 1)), text)
+    if isinstance(data, tuple) and len(data) == 2 and not all(isinstance(one, Mapping) for one in data):
+        return not all(isinstance(one, str | Mapping) for one in data)
     if type(data).__name__ == "IterableDataset":  # of `datasets`
         features = getattr(data, "features", None) or {}
         return text not in features and any(type(kind).__name__ == "Image" for kind in features.values())
-    first = data[0] if isinstance(data, list | tuple) and data else None
+    if isinstance(data, str | Path | Mapping | Table) or not hasattr(data, "__len__") or image_sources.is_table(data):
+        return False
+    first = next(iter(data), None) if isinstance(data, Iterable) else None
     if isinstance(first, Mapping):
-        return text not in first and any(may_be_image(first[name]) for name in IMAGE_COLUMNS if name in first)
-    image = first[0] if isinstance(first, list | tuple) and len(first) == 2 else first
-    return may_be_image(image) or getattr(image, "ndim", 0) == 4  # of a batch
+        written = text in first or any(name in first for name in chats.COLUMNS) or set(chats.PAIR) <= first.keys()
+        return not written and any(_shows(first[name]) for name in IMAGE_COLUMNS if name in first)
+    return _shows(first[0] if isinstance(first, list | tuple) and len(first) == 2 else first)
+
+
+def _shows(value: Data) -> bool:
+    """Whether it is an image, or a batch of some."""
+    return may_be_image(value) or getattr(value, "ndim", 0) == 4
 
 
 def is_stream(data: Data) -> bool:

@@ -98,8 +98,10 @@ def open_student(
 
 
 def _lies_on(model: nn.Module, device: str) -> bool:
-    there, wanted = devices.find_device(model), torch.device(device)
-    return there.type == wanted.type and wanted.index in (None, there.index)
+    wanted = torch.device(device)
+    held = () if devices.is_fixed(model) else itertools.chain(model.parameters(), model.buffers())
+    places = {tensor.device for tensor in held if not tensor.is_meta} | {devices.find_device(model)}
+    return all(there.type == wanted.type and wanted.index in (None, there.index) for there in places)
 
 
 def _move(subject: Learner, device: str | None) -> Learner:
