@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer
 from transformers import (
     BertConfig,
@@ -29,6 +31,25 @@ from secateur.runs import executor, measuring
 from secateur.runs.backends import language
 from secateur.runs.backends.language import Language
 from secateur.vocabulary import Figure
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"), [("CLIPText", 64), ("SiglipText", 64), ("OpenAIGPT", 64), ("CTRL", 64), ("Llama", None)]
+)
+def test_tables_of_positions_are_found_whatever_their_names(kind, most):
+    text = kind.endswith("Text")
+    settings = {"max_position_embeddings": 64} if text or not most else {"n_positions": 64}
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, **settings
+    )
+    model = getattr(transformers, f"{kind}{'Model' if text else 'ForCausalLM' if not most else 'LMHeadModel'}")(config)
+    subject = SimpleNamespace(model=model)
+    Language().check(subject, {"length": 64})
+    if most is None:
+        Language().check(subject, {"length": 65})
+        return
+    with pytest.raises(InputError, match="length=65 is beyond the model's 64 positions: give at most length=64"):
+        Language().check(subject, {"length": 65})
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])

@@ -371,6 +371,25 @@ def test_a_list_with_an_entry_for_each_head_leaves_layers_and_neurons_free() -> 
     assert find_change(subject, {"layers": np.arange(3) != 1, "layers.0.neurons": np.arange(48) < 40}) < 1e-5
 
 
+@pytest.mark.parametrize("even", [True, False])
+def test_a_list_of_widths_says_what_is_left_where_all_are_alike(even: bool, tmp_path: Path) -> None:
+    config = transformers.Gemma3nTextConfig(
+        **SMALL | {"intermediate_size": [48] * 3}, num_key_value_heads=2, head_dim=8, vocab_size_per_layer_input=61,
+        hidden_size_per_layer_input=16, laurel_rank=8, num_kv_shared_layers=0, altup_num_inputs=2,
+        activation_sparsity_pattern=[0.0] * 3, layer_types=["full_attention"] * 3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    subject = open_subject(transformers.Gemma3nForCausalLM(config).eval())
+    keep = {f"layers.{number}.neurons": np.arange(48) < (40 if even or number else 24) for number in range(3)}
+    assert find_change(subject, keep) < 1e-5
+    small = subject.cut(Selection(keep))[0]
+    small.save(tmp_path / "small")
+    tokens = torch.randint(3, 61, (2, 9))
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "small", trust_remote_code=not even)
+    assert (type(again) is transformers.Gemma3nForCausalLM) == even
+    assert torch.equal(again(tokens).logits, small.model(tokens).logits)
+
+
 def test_weights_that_layers_share_keep_their_units() -> None:
     """The FFN of Zamba 2 stands in several layers: what goes in one of them would go in all."""
     config = transformers.Zamba2Config(

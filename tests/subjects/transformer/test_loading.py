@@ -57,7 +57,7 @@ def test_missing_paths(source: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ({"num_key_value_heads": 7}, "config.json gives other sizes than the weights have"),
+        ({"num_key_value_heads": 7}, "gives other sizes than its weights have, such as "),
         ({"hidden_act": "nope"}, "transformers has no activation 'nope': correct it in config.json"),
         ({"num_attention_heads": 5}, "hidden size (48) is not a multiple of the number of attention heads (5)"),
     ],

@@ -40,7 +40,7 @@ from secateur.subjects.transformer import dequantising, files, low_rank, packing
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.families import Family, find
 from secateur.subjects.transformer.making import make_subject
-from secateur.subjects.transformer.misfits import describe_zeros
+from secateur.subjects.transformer.misfits import describe_misfit, describe_zeros
 from secateur.subjects.transformer.origin import Origin, hash_model
 from secateur.subjects.transformer.small_copy import reads_texts
 from secateur.subjects.transformer.streamed import Streamed
@@ -619,7 +619,9 @@ def _line(error: BaseException) -> str:
         return "it is not in the cache of the Hub, which can't be asked: offline, or HF_HUB_OFFLINE is set"
     text = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     if "ignore_mismatched_sizes" in text[0]:
-        return "config.json gives other sizes than the weights have, as the report above says of each: correct it"
+        tried = [frame.f_locals.get("model") for frame, _ in traceback.walk_tb(error.__traceback__)]
+        known = (describe_misfit(model) for model in tried if isinstance(model, PreTrainedModel))
+        return next(filter(None, known), "config.json gives other sizes than the weights have: correct it")
     if isinstance(error, ZeroDivisionError):
         places = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
         held = (place.get(name) for place in places for name in ("config", "self"))

@@ -886,6 +886,7 @@ class _Reading:
     def _find_setting(self, tensor: str, dim: int, value: int, *, stays: str = "", exact: bool = False) -> str:
         """The integer of the config by which one dimension of `tensor` becomes `value`, or, if not `exact`, a multiple.
 
+        Lists of equal integers, one for each layer, count where the class takes an integer there, too (Gemma 3n).
         Twice that where it has so many already. The others do not change, nor does the tensor `stays`. "" where there
         is none.
         """
@@ -893,7 +894,9 @@ class _Reading:
         value *= 2 if plain[tensor][dim] == value else 1  # or what is set would change nothing
         settings: dict[str, object] = self.config.to_dict()
         for name, old in settings.items():
-            if isinstance(old, bool) or not (old is None or isinstance(old, int)):
+            each = isinstance(old, list) and len(old) == self.count and all(one == old[0] for one in old)
+            one = old[0] if isinstance(old, list) and each else old
+            if isinstance(one, bool) or not (one is None or isinstance(one, int)):
                 continue
             changed = self._build_shapes({name: value})
             pairs = enumerate(zip(plain[tensor], changed.get(tensor, ()), strict=False))
