@@ -267,7 +267,8 @@ WIDE = {
     # stand. Of the guide's pages a newcomer's first ones stay, and those that are over in a second or two.
     "test_docs.py::test_code_blocks_run": {
         "docs/guide/any-network.md", "docs/guide/data.md", "docs/guide/distilling.md", "docs/guide/kick.md",
-        "docs/guide/oracle.md", "docs/guide/reasoning.md", "docs/guide/reload.md", "docs/guide/runs.md",
+        "docs/guide/oracle.md", "docs/guide/reasoning.md", "docs/guide/regimes.md", "docs/guide/reload.md",
+        "docs/guide/runs.md",
         "docs/guide/sparsity.md", "docs/guide/streaming.md",
         *(f"docs/recipes/{name}.md" for name in cards() if name not in ("htmlrag", "magnitude", "provence")),
     },
@@ -297,6 +298,18 @@ WIDE = {
     },
     # Ctrl-C comes in every stage; kills at random moments come to trainings in recover/training/test_loop.py.
     "test_kill.py::test_ctrl_c_at_random_moments": {""},
+    # That training does what it is for: each step of it has tests of its own, the same bytes after a kill among them.
+    "runs/test_chats.py::test_a_recipe_cuts_and_recovers_on_chats": {""},
+    "runs/test_distilling.py::test_a_student_comes_nearer_to_its_teacher_and_is_an_ordinary_model": {""},
+    "recover/distillation/test_policy.py::test_on_policy_brings_the_student_to_its_teacher": {""},
+    "methods/test_example_scores.py::test_what_is_mislabelled_is_memorised": {""},
+    "recipes/data/test_kd_data_pruning.py::test_a_teacher_is_worth_more_than_labels_of_which_some_are_wrong": {
+        "forgetting", "el2n",
+    },
+    "recipes/language/test_pat.py::test_a_mask_converges_and_the_record_says_how": {""},
+    "recipes/language/test_romanian_distilberts.py::test_training_brings_each_loss_down_where_it_is_alone": {
+        "factors0-30", "factors2-30",
+    },
     "test_kill.py::test_ctrl_c_in_every_stage": {"minitron"},
     # One cut and one loop; llm_pruner, ph3 and shortgpt stay.
     "test_second_device.py::test_a_recipe_prunes_and_trains_a_model_that_lies_on_two_devices": {
