@@ -52,7 +52,7 @@ WIDE = {
     },
     # One loop calls whatever score there is; each score has a test of its own.
     "recipes/data/test_kd_data_pruning.py::test_a_teacher_is_worth_more_than_labels_of_which_some_are_wrong": {
-        "forgetting", "grand", "random",
+        "el2n", "forgetting", "grand",
     },
     # Of an earlier run, by its folder; what it kept stands in one file.
     (
@@ -303,9 +303,6 @@ WIDE = {
     "runs/test_distilling.py::test_a_student_comes_nearer_to_its_teacher_and_is_an_ordinary_model": {""},
     "recover/distillation/test_policy.py::test_on_policy_brings_the_student_to_its_teacher": {""},
     "methods/test_example_scores.py::test_what_is_mislabelled_is_memorised": {""},
-    "recipes/data/test_kd_data_pruning.py::test_a_teacher_is_worth_more_than_labels_of_which_some_are_wrong": {
-        "forgetting", "el2n",
-    },
     "recipes/language/test_pat.py::test_a_mask_converges_and_the_record_says_how": {""},
     "recipes/language/test_romanian_distilberts.py::test_training_brings_each_loss_down_where_it_is_alone": {
         "factors0-30", "factors2-30",

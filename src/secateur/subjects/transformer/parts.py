@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from secateur._utils.modes import evaluating
+from secateur._utils.noting import note
 from secateur.errors import UnsupportedError
 from secateur.subjects.network.parts import find_path, find_shared
 from secateur.subjects.network.pretrained import copy_beside
@@ -263,6 +265,13 @@ def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple
     """The part with the whole's language-model head, and where that stands there; itself where it can't have one."""
     kind = _find_class(model, base, path)
     if kind is None:
+        head, table = model.get_output_embeddings(), base.get_input_embeddings()
+        apart = head is not None and not _name_head(model).startswith(f"{path}.")
+        if apart and isinstance(table, nn.Embedding) and len(head.weight) == table.num_embeddings:
+            note(
+                f"{type(base).__name__} has no class with a head of tokens in transformers: it learns and is judged by "
+                "its states, and has no perplexity"
+            )
         return base, {}
     weight = model.get_output_embeddings().get_parameter("weight")
     config = copy.deepcopy(base.config)
