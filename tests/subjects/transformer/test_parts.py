@@ -17,7 +17,7 @@ import tiny
 from secateur import cli, inspect, load, measure, run
 from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
-from secateur.errors import DataWarning, InputError, UnsupportedError
+from secateur.errors import InputError, UnsupportedError
 from secateur.recipes.language.llm_pruner import llm_pruner
 from secateur.recipes.language.slicegpt import slicegpt
 from secateur.recipes.language.ziplm import ziplm
@@ -110,10 +110,11 @@ def test_layers_behind_which_features_of_images_are_added_stay(tmp_path: Path) -
     config = transformers.Qwen3VLConfig(text_config=text, vision_config=image, **marks)
     model = transformers.Qwen3VLForConditionalGeneration(config).eval()
     assert list(list_parts(model)) == ["language_model"]
-    with pytest.warns(
-        DataWarning, match="Qwen3VLTextModel has no class with a head of tokens in transformers: it learns"
-    ):
-        subject = open_part(model, "language_model")
+    subject = open_part(model, "language_model")
+    tokens = torch.tensor([[1, 5, 6, 7]])
+    assert subject.output == "logits", "it has the head of the whole, for which transformers has no class by itself"
+    assert torch.equal(subject.model(input_ids=tokens).logits, model(input_ids=tokens).logits)
+    assert set(subject.family.whole) == {"channels"}
     for gone in (0, 1):
         with pytest.raises(
             UnsupportedError, match=f"layer {gone} .* images are added behind the first 2, by their numbers; "

@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from secateur._utils.modes import evaluating
-from secateur._utils.noting import note
 from secateur.errors import UnsupportedError
 from secateur.subjects.network.parts import find_path, find_shared
 from secateur.subjects.network.pretrained import copy_beside
@@ -265,13 +266,6 @@ def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple
     """The part with the whole's language-model head, and where that stands there; itself where it can't have one."""
     kind = _find_class(model, base, path)
     if kind is None:
-        head, table = model.get_output_embeddings(), base.get_input_embeddings()
-        apart = head is not None and not _name_head(model).startswith(f"{path}.")
-        if apart and isinstance(table, nn.Embedding) and len(head.weight) == table.num_embeddings:
-            note(
-                f"{type(base).__name__} has no class with a head of tokens in transformers: it learns and is judged by "
-                "its states, and has no perplexity"
-            )
         return base, {}
     weight = model.get_output_embeddings().get_parameter("weight")
     config = copy.deepcopy(base.config)
@@ -287,11 +281,39 @@ def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple
 
 
 def _find_class(model: PreTrainedModel, base: PreTrainedModel, path: str) -> type[PreTrainedModel] | None:
-    """The class of the part with the whole's head; None where that is another part's, or of no class by itself."""
-    head = model.get_output_embeddings()
+    """The class of the part with the whole's head, one of ours where transformers has none; None for other parts."""
+    head, table = model.get_output_embeddings(), base.get_input_embeddings()
     kind: type[PreTrainedModel] | None = AutoModelForCausalLM._model_mapping.get(type(base.config), None)
-    other = head is None or _name_head(model).startswith(f"{path}.") or getattr(head, "bias", None) is not None
-    return None if other else kind
+    if head is None or _name_head(model).startswith(f"{path}.") or getattr(head, "bias", None) is not None:
+        return None
+    reads = isinstance(table, nn.Embedding) and head.weight.shape == table.weight.shape
+    return kind or (_with_head(type(base)) if reads else None)  # type: ignore[arg-type]
+
+
+@cache
+def _with_head(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """A decoder with a head of tokens, for which transformers has a class in a larger model only (Qwen-VL's)."""
+
+    parent: Any = next(one for one in kind.__mro__[1:] if issubclass(one, PreTrainedModel))
+
+    class Headed(parent, GenerationMixin):
+        config_class = kind.config_class
+        base_model_prefix = "model"
+
+        def __init__(self, config: PretrainedConfig) -> None:
+            super().__init__(config)
+            self.model = kind(config)
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.post_init()
+
+        def forward(self, input_ids: Tensor | None = None, **given: object) -> CausalLMOutputWithPast:
+            out = self.model(input_ids=input_ids, **given)
+            return CausalLMOutputWithPast(logits=self.lm_head(out.last_hidden_state), **dict(list(out.items())[1:]))
+
+    Headed._tied_weights_keys = {_HEAD: "model.embed_tokens.weight"}
+    Headed.__module__ = kind.__module__  # whose forward pass it has
+    Headed.__name__ = Headed.__qualname__ = f"{kind.__name__}ForCausalLM"
+    return Headed
 
 
 def _is_tied(model: PreTrainedModel, base: PreTrainedModel) -> bool:
