@@ -103,6 +103,45 @@ def test_what_no_config_describes_is_said(name: str, heads: bool, even: bool) ->
     assert small.model.config.to_dict() == model.config.to_dict()
 
 
+def test_entries_of_a_list_follow_their_own_layers() -> None:
+    torch.manual_seed(0)
+    small = {**WORDS, "num_hidden_layers": 5, "num_attention_heads": 2, "intermediate_size": 48}
+    config = transformers.Gemma3nTextConfig(
+        **small, num_key_value_heads=1, head_dim=16, vocab_size_per_layer_input=50, hidden_size_per_layer_input=8,
+        laurel_rank=4, num_kv_shared_layers=0, altup_num_inputs=2, activation_sparsity_pattern=[0.0] * 5,
+        layer_types=["full_attention"] * 5,
+    )  # fmt: skip
+    model = transformers.Gemma3nForCausalLM(config).eval()
+    subject = open_traced(model, {"input_ids": torch.arange(14).view(2, 7), "use_cache": False})
+    widths = [8, 32, 16, 40, 24]
+    keep = {
+        name: np.arange(48) < widths[int(name.split(".")[2])]
+        for name in subject.coupling.sites
+        if name.endswith("mlp.gate_proj.channels")
+    }
+    result = subject.cut(Selection(keep))[0]
+    assert len(keep) == 5
+    assert list(result.model.config.intermediate_size) == widths
+
+
+def test_a_width_that_is_as_large_as_one_that_went_stays() -> None:
+    """T5's inner dimension is as large as its residual, and bias of several layers is one tensor of zeros."""
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=50, d_model=64, d_kv=16, num_heads=4, d_ff=96, num_layers=2, decoder_start_token_id=0
+    )
+    words = {"input_ids": torch.arange(14).view(2, 7), "decoder_input_ids": torch.arange(10).view(2, 5)}
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    subject = open_traced(model, {**words, "use_cache": False})
+    heads = [name for name in subject.coupling.sites if name.endswith("heads")]
+    assert [name.partition(".block")[0] for name in heads] == ["encoder", "decoder", "decoder"]
+    keep = {name: np.arange(4) != 1 for name in heads}
+    keep |= {name: np.arange(96) < 40 for name in subject.coupling.sites if name.endswith("wi.channels")}
+    small, receipt = subject.cut(Selection(keep))
+    assert (small.model.config.d_model, small.model.config.num_heads, small.model.config.d_ff) == (64, 3, 40)
+    assert any("d_ff 96 -> 40, num_heads 4 -> 3; save_pretrained" in note for note in receipt.notes)
+
+
 def test_numbers_of_modules_follow_the_config() -> None:
     small, _ = cut(open_traced(*build("llama")))
     layer = small.model.model.layers[0]

@@ -121,3 +121,25 @@ def test_a_norm_that_stands_before_what_makes_its_channels_names_no_site(channel
 
     coupling = couple(record(Net().eval(), Example.of(torch.rand(1, channels, 9, 9))))
     assert set(coupling.sites) == {"conv.channels"}
+
+
+def test_sites_are_named_by_what_makes_them_where_weights_are_stored_by_input() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.wide, self.head = nn.ConvTranspose2d(3, 8, 3), nn.ConvTranspose2d(8, 6, 3), nn.Conv2d(6, 2, 1)
+            self.weight = nn.Parameter(torch.randn(2, 5))
+            self.last = nn.Linear(5, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen = self.head(self.wide(self.up(images).relu()).relu()).mean((2, 3))
+            output: torch.Tensor = self.last((seen @ self.weight).relu())
+            return output
+
+    sites = couple(record(Net().eval(), Example.of(torch.rand(1, 3, 6, 6)))).sites
+    assert {name: len(site.classes) for name, site in sites.items()} == {
+        "up.channels": 8, "wide.channels": 6, "head.channels": 2, "weight.channels": 5,
+    }  # fmt: skip
+    assert [(axis.tensor, axis.dim) for axis, _ in sites["wide.channels"].axes] == [
+        ("wide.weight", 1), ("head.weight", 1), ("wide.bias", 0),
+    ]  # fmt: skip

@@ -77,8 +77,8 @@ def config_changes(
 ) -> tuple[list[Change], list[Change], list[str]]:
     """What the configs of `model` must say to describe `small`, which was cut from it.
 
-    Also numbers of modules of `small` (module, attribute, value) that the config's class sets otherwise and the cut has
-    left, as nothing reads them; and the paths of the modules of which no config describes what is left.
+    Also numbers of modules of `small` (module, attribute, value) that the config's class sets otherwise, which is right
+    if nothing reads them; and the paths of the modules of which no config describes what is left.
     widths: old size -> how often it became which. fits: whether a field of this name may speak of a width, or surely
     does.
     """
@@ -176,7 +176,7 @@ class _Search:
         """Those that no file holds."""
         self.builds = 0
         self.left: list[Change] = []
-        """Numbers of modules that the cut left, and what the best config sets."""
+        """Numbers of modules that the cut set otherwise than the best config, and what that sets."""
         self.built: nn.Module | None = None
         """What the best config builds."""
 
@@ -188,7 +188,7 @@ class _Search:
         data = _data(self.holder)
         values = {field: old for field, old in _fields(data) if fits(_name(field), False)}
         options = {
-            field: [new for new, _ in self.widths[old].most_common() if new != old] + [old]
+            field: [new for new in self._became(field, old) if new != old] + [old]
             for field, old in values.items()
             if set(self.widths.get(old, {old})) != {old}
         }
@@ -219,6 +219,22 @@ class _Search:
         found = {field: new for field, new in best.items() if new != values.get(field)}
         return found if not least and self._same_buffers() else None
 
+    def _became(self, field: str, old: int) -> list[int]:
+        """What a width became, the likeliest first: of an entry of a list, in the layer of its number above all."""
+        often = self.widths[old]
+        place = field.rpartition(".")[2]
+        if place.isdecimal():
+            before = _shapes(self.holder)
+            own = (
+                new
+                for name, shape in self.shapes.items()
+                if place in name.split(".")
+                for was, new in zip(before.get(name, ()), shape, strict=False)
+                if was == old
+            )
+            often = often + Counter({new: count * sum(often.values()) for new, count in Counter(own).items()})
+        return [new for new, _ in often.most_common()]
+
     def _differences(self, values: Mapping[str, int]) -> tuple[float, list[Change], nn.Module | None]:
         """How many shapes and numbers of what a config builds are not those of the cut network; `left`; `built`."""
         self.builds += 1
@@ -230,11 +246,13 @@ class _Search:
         left: list[Change] = []
         wrong = len(shapes.items() ^ self.shapes.items())
         for key in numbers.keys() | self.numbers.keys():
-            old, new = self.numbers.get(key), numbers.get(key)
+            old, new, was = self.numbers.get(key), numbers.get(key), self.before.get(key)
             if old == new:
                 continue
-            stale = key[0] in self.whole and old == self.before.get(key)
-            if stale and type(old) is int and type(new) is int and new in self.widths.get(old, ()):
+            # Left as it was, or changed beside a width that was as large: whichever, nothing may read it.
+            became: Container[object] = self.widths.get(was, ()) if type(was) is int else ()
+            unread = (old == was and new in became) or (new == was and old in became)
+            if unread and key[0] in self.whole and type(new) is int:
                 left.append((*key, new))
             else:
                 wrong += 1

@@ -6,7 +6,7 @@ Units that touch the same dimensions of the same tensors, equally often, stand i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -280,7 +280,7 @@ def _sites(run: Run, classes: Classes, stays: np.ndarray) -> dict[str, Coupled]:
         if len(group) < 2 or any(count * len(group) < 2 for _, count in touched):
             # The last unit always stays.
             continue
-        touched.sort(key=lambda pair: (_rank(pair[0], matrices), pair[0].start))
+        touched.sort(key=lambda pair: (_rank(pair[0], matrices, run.turned), pair[0].start))
         made = touched[0][0].tensor
         base = made.rpartition(".")[0] if "." in made else made
         kind_of = "heads" if heads[seen[one]] and touched[0][1] > 1 else "channels"
@@ -304,9 +304,11 @@ def _among(labels: Iterable[Tensor], classes: Classes) -> np.ndarray:
     return result
 
 
-def _rank(axis: Axis, matrices: set[str]) -> int:
-    """What makes channels comes first: rows of a matrix, then other dimensions, then vectors."""
-    return 0 if axis.dim == 0 and axis.tensor in matrices else 1 if axis.dim else 2
+def _rank(axis: Axis, matrices: set[str], turned: Set[str]) -> int:
+    """What makes channels comes first: rows of a matrix (columns where it is turned), then others, then vectors."""
+    if axis.tensor not in matrices:
+        return 1 if axis.dim else 2
+    return 0 if axis.dim == (axis.tensor in turned) else 1
 
 
 def _reasons(axes: Sequence[Axis], classes: Classes, stays: np.ndarray) -> dict[str, str]:

@@ -307,6 +307,19 @@ class Flow:
         """Whether a tensor is one value all over, made by the forward pass."""
         return getattr(value, _BLANK, False)
 
+    def take_on(self, value: object, labels: Labels) -> None:
+        """Let a tensor of one value have labels of what it was broadcast to: it is of one shape wherever it goes."""
+        if not (isinstance(value, Tensor) and self.blank(value)):
+            return
+        own, free = list(self.labels(value)), set(wide(tuple(value.shape)))
+        free = free.difference(*(varying(label) for label in own))
+        for label in labels:
+            lead = label.dim() - value.dim()
+            if (dims := {dim - lead for dim in varying(label)}) and dims <= free:
+                own.append(label.reshape(label.shape[lead:]))
+                free -= dims
+        self.mark(value, tuple(own), blank=True)
+
     def mark(self, value: object, labels: Labels, blank: bool = False) -> None:
         """Put labels on a tensor."""
         if isinstance(value, Tensor):

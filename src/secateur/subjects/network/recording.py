@@ -93,6 +93,8 @@ class Run:
     flow: Flow
     used: set[str]
     """Names of the parameters and buffers that took part."""
+    turned: set[str]
+    """Those that were read along their first dimension and made channels along their second."""
     products: list[flops.Product]
     """What each operator costs."""
     reads: list[str] = field(default_factory=list)
@@ -221,7 +223,7 @@ def record(
         for tensor in found.values():
             for mark in ("_secateur_labels", "_secateur_blank", "_secateur_base", "_secateur_raw"):
                 tensor.__dict__.pop(mark, None)
-    return Run(output, flow, mode.used, mode.products, mode.reads, mode.looks, late)
+    return Run(output, flow, mode.used, mode.turned, mode.products, mode.reads, mode.looks, late)
 
 
 def _late(model: nn.Module, example: Example, idle: Set[str]) -> bool:
@@ -288,6 +290,7 @@ class _Recorder(EagerMode):
         super().__init__()
         self.flow, self.names, self.kept = flow, names, kept
         self.used: set[str] = set()
+        self.turned: set[str] = set()
         self.products: list[flops.Product] = []
         self.own: set[int] = set()
         self.reads: list[str] = []
@@ -316,6 +319,8 @@ class _Recorder(EagerMode):
                 elif id(one) in self.given:
                     live |= _INPUTS
                 live |= getattr(one, _LIVE, 0)
+        if (by_input := _stored_by_input(func.overloadpacket.__name__, args)) in self.names:
+            self.turned.add(self.names[by_input])
         if func.overloadpacket.__name__.endswith("_") and args and id(args[0]) in self.names.keys() - self.own:
             # The pass writes into a parameter, which is shared with the model that must stay as it is.
             self.own.add(id(args[0]))
@@ -362,6 +367,13 @@ class _Recorder(EagerMode):
         if self.foreign:
             for labels, reason in (*self._lost, *self._unused.values()):
                 self.flow.atoms.keep(labels, reason)
+
+
+def _stored_by_input(name: str, args: Arguments) -> int:
+    """The id of the weight [in, out, ...] of a transposed convolution or a product of rows, if this is one; else 0."""
+    if name == "convolution" and args[6]:
+        return id(args[1])
+    return id(args[-1]) if name in ("mm", "addmm") else 0
 
 
 @contextmanager

@@ -86,7 +86,10 @@ def rule(operator: str, does: Literal["elementwise", "spatial"] | Rule) -> None:
 )
 def pass_elementwise(flow: Flow, call: Call) -> Result:
     """Labels of an operator that looks at one element of each operand at a time."""
-    return flow.elementwise([flow.operand(value) for value in call.tensors])
+    labels = flow.elementwise([flow.operand(value) for value in call.tensors])
+    for value in call.tensors:
+        flow.take_on(value, labels)
+    return labels
 
 
 SAME = names(
@@ -585,7 +588,10 @@ def _attention(flow: Flow, call: Call) -> Result:
         by_head = mask.dim() == 4
         rows = flow.rows(flow.labels(mask), 1, what) if by_head else NOTHING
         head_rows.append(Operand((mask.shape[1] if by_head else 1,), rows, flow.blank(mask)))
-    labels = (*(on(one, 1, 4) for one in flow.elementwise(head_rows)), *outer)
+    by_heads = tuple(on(one, 1, 4) for one in flow.elementwise(head_rows))
+    if isinstance(mask, Tensor) and mask.dim() == 4:
+        flow.take_on(mask, by_heads)
+    labels = (*by_heads, *outer)
     return [labels, NOTHING, *([NOTHING] * 8)] if not isinstance(call.out, Tensor) else labels
 
 
