@@ -445,10 +445,12 @@ def test_two_examples_in_a_tuple_are_examples_and_two_parts_are_told_apart():
 
 
 def test_what_is_no_data_is_told_of_in_a_line():
-    with pytest.raises(DataError, match=r"the data is a single number, 3\.0: give an array with a row"):
+    with pytest.raises(DataError, match=r"the data is a single value, 3\.0: give an array with a row"):
         examples.read(np.array(3.0))
     with pytest.raises(DataError, match="data is a dict of training, validation: parts are called train and"):
         examples.read({"training": [1], "validation": [2]})
+    with pytest.raises(DataError, match=r"a dict of nothing: parts .* columns are given as pairs, such as zip\("):
+        examples.read({})
 
 
 def test_none_of_pandas_is_no_label():

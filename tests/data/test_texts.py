@@ -130,6 +130,16 @@ def test_of_a_dict_its_train_split_or_its_rows_are_read():
         assert texts.take_rows(plain) is plain
 
 
+def test_a_frame_is_its_rows_whatever_its_columns_are_called():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"text": ["one", "two"], "train": [True, False]})
+    assert texts.take_rows(frame) == [{"text": "one", "train": True}, {"text": "two", "train": False}]
+    none = frame.assign(label=pandas.array([None, 1], dtype="Int64"))
+    assert [row["label"] for row in texts.take_rows(none)] == [None, 1]
+    with pytest.raises(DataError, match="the frame has several columns 'text': give each a name of its own"):
+        texts.take_rows(pandas.DataFrame([["one", "two"]], columns=["text", "text"]))
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [

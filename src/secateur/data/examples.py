@@ -447,7 +447,7 @@ def _from_object(found: Data, label: str, source: str = "") -> Examples:
         return found if found.labels is None else replace(found, labels=_whole(found.labels, found.name))
     name = source or "the data"
     if getattr(found, "ndim", 1) == 0:
-        raise DataError(f"{name} is a single number, {found}: give an array with a row for each example")
+        raise DataError(f"{name} is a single value, {found}: give an array with a row for each example")
     if image_sources.is_table(found):
         rows = image_sources.show_rows(found, label)
         if rows is None:

@@ -51,8 +51,8 @@ def read_pairs(source: Given, name: str, *, labelled: bool = True) -> Classified
         raise DataError(f"data is a {type(source).__name__}: give pairs, such as zip(data['image'], data['label'])")
     if isinstance(source, Mapping):
         raise DataError(
-            f"data is a dict of {', '.join(map(str, source))}: parts are called train and validation or test, columns "
-            "image and label"
+            f"data is a dict of {', '.join(map(str, source)) or 'nothing'}: parts are called train and "
+            "validation or test, and columns are given as pairs, such as zip(data['image'], data['label'])"
         )
     if isinstance(source, loading.DataLoader):
         plain = source.collate_fn is loading.default_collate or (

@@ -406,10 +406,10 @@ def take_rows(source: Handed) -> Handed:
     Raises `DataError` for splits without train, and for columns that are no lists of one length.
     """
     if type(source).__module__.partition(".")[0] in ("pandas", "polars") and hasattr(source, "columns"):
-        source = {str(name): list(source[name]) for name in source.columns}
-    if not isinstance(source, Mapping):
+        source = _columns_of(source)
+    elif not isinstance(source, Mapping):
         return source
-    if _has_splits(source):
+    elif _has_splits(source):
         if "train" not in source:
             raise DataError(f"the data has the splits {', '.join(source)} and no train: give one of them")
         if len(source) > 1:
@@ -426,6 +426,19 @@ def take_rows(source: Handed) -> Handed:
         shown = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise DataError(f"the data's columns are of several lengths, {shown}: give one value for each text")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _columns_of(frame: Handed) -> dict[str, list[object]]:
+    """The columns of a frame of pandas or polars by name, with None for what pandas has of none."""
+    names = [str(name) for name in frame.columns]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"the frame has several columns {twice!r}: give each a name of its own")
+    columns = {str(name): list(frame[name]) for name in frame.columns}
+    return {
+        name: [None if type(value).__name__ == "NAType" else value for value in values]
+        for name, values in columns.items()
+    }
 
 
 def _has_splits(source: Handed) -> TypeGuard[Mapping[str, Handed]]:

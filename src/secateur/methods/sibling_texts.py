@@ -51,9 +51,9 @@ class TextPart:
     length: int
 
     def __post_init__(self) -> None:
-        from secateur.subjects.transformer.subject import positions  # which loads transformers
+        from secateur.subjects.transformer.subject import count_positions  # which loads transformers
 
-        most = positions(self.subject.model)
+        most = count_positions(self.subject.model)
         if most is not None and self.length > most:
             raise InputError(f"tokens={self.length} is beyond the model's {most} positions: give at most tokens={most}")
         if not self.subject.causal and self.corpus.labels is None:

@@ -13,7 +13,8 @@ from secateur.errors import InfeasibleError, InputError, NumericalError
 from secateur.vocabulary import write_enough
 
 __all__ = [
-    "Found", "coefficients", "combine", "count_halvings", "likeliest", "lose_alone", "require_way", "under",
+    "Found", "coefficients", "combine", "count_halvings", "likeliest", "lose_alone", "nearest_under", "require_way",
+    "under",
 ]  # fmt: skip
 
 P = TypeVar("P")
@@ -122,6 +123,26 @@ def under(
         )
     close.sort(key=lambda pair: -pair[0][measure])
     return [shape for _, shape in close]
+
+
+def nearest_under(
+    axes: Mapping[str, Sequence[int]],
+    cost: Callable[[dict[str, int]], Mapping[str, float]],
+    limits: Mapping[str, float],
+    *,
+    tolerance: float = 0.05,
+) -> list[dict[str, int]]:
+    """What `under` finds; where nothing is as close to the first limit, what is as close to the largest below it.
+
+    Raises `InfeasibleError` where no combination is below.
+    """
+    try:
+        return under(axes, cost, limits, tolerance=tolerance)
+    except InfeasibleError as error:
+        measure, limit = next(iter(limits.items()))
+        if error.reachable is None or error.reachable > limit:
+            raise
+        return under(axes, cost, {**limits, measure: error.reachable}, tolerance=tolerance)
 
 
 def combine(

@@ -107,7 +107,7 @@ def test_a_shape_that_is_given_is_held_to_the_budget(tmp_path):
     assert not list((tmp_path / "a" / "work").glob("scores*"))
     (found,) = results(tmp_path / "b", "params=90%", shape="neurons=16")
     share = found.predicted["params"] / subject().units().cost()["params"]
-    assert found.notes == (f"the shape that was given takes {share / 0.9:.0%} of the params that the budget allows",)
+    assert found.notes == (f"the shape takes {share / 0.9:.0%} of the params that the budget allows",)
     assert results(tmp_path / "c", f"params={found.predicted['params']:.0f}", shape="neurons=16")[0].notes == ()
 
 
@@ -304,11 +304,34 @@ def test_a_budget_that_no_shape_meets_is_refused_before_the_first_is_trained(tmp
         results(tmp_path, "params=90%", second, steps=2, stages=1)
 
 
-@pytest.mark.parametrize(("budget", "axes"), [("params=30%", ("neurons",)), ("params=20%", ("layers",))])
-def test_a_later_stage_that_no_shape_meets_is_refused_before_the_first_is_scored(tmp_path, monkeypatch, budget, axes):
+@pytest.mark.parametrize(
+    ("budget", "axes", "tolerance", "why"),
+    [
+        (
+            "params=30%",
+            ("neurons",),
+            0.2,
+            r"the smallest shape of 2 stages has \d+; ask for at least params=\d+, or for",
+        ),
+        ("params=20%", ("layers",), 0.2, r"the smallest shape of 3 stages has \d+; ask for at least"),
+        ("params=1%", ("layers", *minitron.WIDTHS), 0.05, r"the smallest shape of 7 stages has \d+; ask for at least"),
+        ("params=45%", ("layers", "neurons"), 1e-6, r"\(what stage 2 of 2 is to reach; fewer"),
+    ],
+)
+def test_a_later_stage_that_no_shape_meets_is_refused_before_the_first_is_scored(
+    tmp_path, monkeypatch, budget, axes, tolerance, why
+):
     monkeypatch.setattr(minitron, "scores", lambda *_, **__: pytest.fail("scored"))
-    with pytest.raises(InfeasibleError, match=r"params of .* can't be met.* \(what stage \d of \d is to reach; fewer"):
-        results(tmp_path, budget, axes=axes, tolerance=0.2, steps=2)
+    with pytest.raises(InfeasibleError, match=rf"params of .* can't be met.*{why}"):
+        results(tmp_path, budget, axes=axes, tolerance=tolerance, steps=2)
+
+
+def test_what_stages_have_trained_is_not_lost_for_a_narrow_miss(tmp_path):
+    (found,) = results(tmp_path, "params=2%", steps=2, short_steps=1)
+    whole = open_subject(tiny.model("llama")).units().cost()["params"]
+    share = found.subject.units().cost()["params"] / (0.02 * whole)
+    assert share < 0.95
+    assert found.notes == (f"the shape takes {share:.0%} of the params that the budget allows",)
 
 
 def test_influence_is_of_layers_side_by_side(tmp_path):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from pictures import class_folder, mask_folder
 from secateur.data.examples import Examples
-from secateur.errors import DataWarning
+from secateur.data.texts import Corpus
+from secateur.errors import DataError, DataWarning
 from secateur.runs.backends import dataset
 from secateur.runs.backends.dataset import Datasets
 from secateur.subjects import ExampleSet
@@ -66,3 +68,43 @@ def test_names_of_classes_beside_masks_are_no_texts_to_prune(tmp_path):
     data = dataset.read_rows(tmp_path)
     assert isinstance(data, Examples)
     assert data.masks is not None
+
+
+class Once:
+    """It knows its length, and each of its passes goes on where the last one stopped, as a bar around a generator."""
+
+    def __init__(self, rows):
+        self.rows, self.size = iter(rows), len(rows)
+
+    def __len__(self):
+        return self.size
+
+    def __iter__(self):
+        return self.rows
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_what_is_passed_over_once_is_read_from_its_first_example_on(held):
+    assert len(dataset.read_rows(Once(["one two", "three", "four"]), held=held)) == 3
+    pairs = [(np.full((8, 8, 3), number, np.uint8), number % 2) for number in range(4)]
+    read = dataset.read_rows(Once(pairs), held=held)
+    assert read.labels.tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "chat", [{"prompt": "one", "completion": "two"}, {"messages": [{"role": "user", "content": "one"}]}]
+)
+@pytest.mark.parametrize("shown", [False, True])
+def test_chats_of_datasets_are_texts_as_those_of_lists_are(chat, shown):
+    datasets = pytest.importorskip("datasets")
+    image = {"image": Image.new("RGB", (8, 8))} if shown else {}
+    table = datasets.Dataset.from_list([{**chat, **image}] * 3)
+    for source in (table, table.to_iterable_dataset()):
+        read = dataset.read_rows(source, held=True)
+        assert isinstance(read, Corpus)
+        assert len(read.texts) == 3
+
+
+def test_strings_without_a_dimension_are_refused_in_a_line():
+    with pytest.raises(DataError, match="a single value, one: give an array with a row for each example"):
+        dataset.read_rows(np.array("one"))

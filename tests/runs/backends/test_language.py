@@ -34,7 +34,8 @@ from secateur.vocabulary import Figure
 
 
 @pytest.mark.parametrize(
-    ("kind", "most"), [("CLIPText", 64), ("SiglipText", 64), ("OpenAIGPT", 64), ("CTRL", 64), ("Llama", None)]
+    ("kind", "most"),
+    [("CLIPText", 64), ("SiglipText", 64), ("OpenAIGPT", 64), ("CTRL", 64), ("Llama", None)],
 )
 def test_tables_of_positions_are_found_whatever_their_names(kind, most):
     text = kind.endswith("Text")
@@ -50,6 +51,28 @@ def test_tables_of_positions_are_found_whatever_their_names(kind, most):
         return
     with pytest.raises(InputError, match="length=65 is beyond the model's 64 positions: give at most length=64"):
         Language().check(subject, {"length": 65})
+
+
+def test_what_is_no_table_of_positions_sets_no_length():
+    """DeBERTa's is of how far tokens stand apart, and weights may lie in buffers; I-BERT counts from its padding on."""
+    small = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    small |= {"num_attention_heads": 2, "max_position_embeddings": 64}
+    far = {"relative_attention": True, "position_buckets": 32, "position_biased_input": False, "pos_att_type": ["c2p"]}
+    apart = transformers.DebertaV2Model(transformers.DebertaV2Config(**small, **far))
+    packed = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
+    packed.model.layers[0].mlp.up_proj.register_buffer("qweight", torch.zeros(64, 4, dtype=torch.int32))
+    for model in (apart, packed):
+        Language().check(SimpleNamespace(model=model), {"length": 65})
+    integers = transformers.IBertModel(transformers.IBertConfig(**small, pad_token_id=1))
+    with pytest.raises(InputError, match="length=63 is beyond the model's 62 positions: give at most length=62"):
+        Language().check(SimpleNamespace(model=integers), {"length": 63})
+
+
+def test_steps_of_decoding_stay_within_tables_whatever_their_names():
+    config = transformers.GPTJConfig(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=64, rotary_dim=4)
+    subject = secateur.open_subject(transformers.GPTJForCausalLM(config).eval(), tokenizer=tiny.tokenizer())
+    with pytest.raises(UnsupportedError, match=r"has 64 positions, .*: give a length of at most 63"):
+        measuring.measure(subject, batch=1, environment="decode", length=64)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,14 @@ def test_layers_behind_which_features_of_images_are_added_stay(tmp_path: Path) -
     tokens = torch.tensor([[1, 5, 6, 7]])
     assert subject.output == "logits", "it has the head of the whole, for which transformers has no class by itself"
     assert torch.equal(subject.model(input_ids=tokens).logits, model(input_ids=tokens).logits)
+    padded = {"input_ids": torch.arange(1, 13).view(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    padded["attention_mask"][0, :3] = 0
+    real = padded["attention_mask"].bool()
+    assert torch.equal(subject.forward(padded).prediction[real], model(**padded).logits[real])
+    packed = {"input_ids": padded["input_ids"][:1], "position_ids": torch.tensor([[0, 1, 2, 0, 1, 2]])}
+    alone = subject.forward({"input_ids": packed["input_ids"][:, 3:]}).prediction
+    torch.testing.assert_close(subject.forward(packed).prediction[:, 3:], alone)
+    assert type(pickle.loads(pickle.dumps(subject.model))) is type(subject.model)
     assert set(subject.family.whole) == {"channels"}
     for gone in (0, 1):
         with pytest.raises(
@@ -133,6 +142,41 @@ def test_layers_behind_which_features_of_images_are_added_stay(tmp_path: Path) -
     inputs |= {"attention_mask": torch.ones_like(ids), "mm_token_type_ids": (ids == 60).long()}
     model.model.language_model.layers[2].forward = lambda hidden_states, *_, **__: hidden_states
     torch.testing.assert_close(loaded(**inputs).logits, model(**inputs).logits)
+
+
+def make_qwen(tied: bool) -> transformers.PreTrainedModel:
+    """Its language part has no class with a head in transformers."""
+    torch.manual_seed(0)
+    ropes = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
+    text = {**_TEXT, "vocab_size": 64, "rope_parameters": ropes, "tie_word_embeddings": tied}
+    image = {"depth": 1, "hidden_size": 16, "intermediate_size": 24, "num_heads": 2, "out_hidden_size": 32}
+    marks = {"image_token_id": 60, "video_token_id": 61, "vision_start_token_id": 62, "vision_end_token_id": 63}
+    text.pop("model_type")
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=text, vision_config={**image, "patch_size": 4}, tie_word_embeddings=tied, **marks
+    )
+    return transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def test_a_head_that_was_untied_is_saved_beside_its_table(tmp_path: Path) -> None:
+    subject = open_part(make_qwen(tied=True), "language_model").untie()
+    with torch.no_grad():
+        subject.model.lm_head.weight.add_(1.0)
+    subject.save(tmp_path / "apart")
+    batch = {"input_ids": torch.tensor([[1, 5, 6, 7]])}
+    again = open_part(tmp_path / "apart", "language_model")
+    assert torch.equal(again.forward(batch).prediction, subject.forward(batch).prediction)
+
+
+def test_parts_of_what_is_offloaded_or_holds_an_adapter_are_refused_by_name() -> None:
+    accelerate, peft = pytest.importorskip("accelerate"), pytest.importorskip("peft")
+    model = make_qwen(tied=False)
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(UnsupportedError, match=r"weights of this Qwen2_5_VLFor.* are offloaded, .*: load it whole"):
+        open_part(model, "language_model")
+    held = peft.get_peft_model(make_qwen(tied=False), peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(UnsupportedError, match="it belongs to an adapter, merge that first"):
+        open_part(held.base_model.model, "language_model")
 
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

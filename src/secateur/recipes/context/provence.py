@@ -205,9 +205,9 @@ def judge_passages(
 ) -> list[Row]:
     """Of each passage its score, and the tokens' probabilities and sentences."""
     if longest and isinstance(model, Reranker):
-        from secateur.subjects.transformer.subject import positions  # which loads transformers
+        from secateur.subjects.transformer.subject import count_positions  # which loads transformers
 
-        longest = min(longest, positions(model.model) or longest)
+        longest = min(longest, count_positions(model.model) or longest)
     found = model.judge([(question, sentences) for sentences in passages], longest=longest, best=best)
     return [{"score": each.score, "keep": each.keep.tolist(), "owner": each.owner.tolist()} for each in found]
 

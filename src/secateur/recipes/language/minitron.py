@@ -28,7 +28,7 @@ from secateur.recover.training.records import add_up, spent
 from secateur.score import ablation, activation, magnitude, random, similarity
 from secateur.select import allocate
 from secateur.select.ranking import by_counts
-from secateur.select.search import combine, count_halvings, likeliest, lose_alone, require_way, under
+from secateur.select.search import combine, count_halvings, likeliest, lose_alone, nearest_under, require_way, under
 from secateur.subjects import Transformer
 from secateur.subjects.transformer import shapes
 from secateur.vocabulary import Budget, Recovery, Result, Scores, Selection, Training, parse_list
@@ -190,8 +190,12 @@ def minitron(
             return [dict(sizes) for sizes in dict.fromkeys(tuple(between(end).items()) for end in there)]
         goal = {m: whole[m] * (limit / whole[m]) ** share for m, limit in limits[budget].items()}
         price = shapes.pricing(student, batch=batch, length=length)
-        return under(shapes.grid(student, axes, start=start), price, goal, tolerance=search.tolerance)
+        # Once a stage has trained, its work is not lost for a narrow miss.
+        choose = under if stage == many[budget] and (start or stage == 1) else nearest_under
+        return choose(shapes.grid(student, axes, start=start), price, goal, tolerance=search.tolerance)
 
+    for budget in () if given else budgets:
+        shapes.require_least(subject, axes, price, limits[budget], many[budget])
     first_shapes = {budget: find_shapes(subject, budget, 1) for budget in budgets}  # before anything is trained
     fewest = min((given or shapes.grid(subject, axes))["layers"])
     able = shapes.removable_layers(subject.units()) if fewest < len(subject.layers()) else []
@@ -272,7 +276,7 @@ def minitron(
                 recoveries.append(distil(student, f"train-{name}", training.steps))
         recovery = add_up(recoveries, counted) if recoveries else None
         predicted = student.units(batch=batch, length=length).cost()
-        notes = shapes.describe_slack(predicted, limits[budget], search.tolerance) if given else ()
+        notes = shapes.describe_slack(predicted, limits[budget], search.tolerance)
         yield Result(str(budget), student, cut, predicted, recovery, notes)
 
 

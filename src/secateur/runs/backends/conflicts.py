@@ -19,7 +19,7 @@ from secateur.runs.backends import Row
 from secateur.runs.backends.language import Language
 from secateur.subjects import Transformer
 from secateur.subjects.transformer.heads import count_heads
-from secateur.subjects.transformer.subject import positions
+from secateur.subjects.transformer.subject import count_positions
 from secateur.vocabulary import Figure
 
 __all__ = ["ConflictPrompts"]
@@ -91,7 +91,7 @@ class ConflictPrompts(Language):
             told = conflicts.encode(conflicts.instruct(held_out, side), original.tokenizer)
             longest = max(len(item.prompt) + max(len(item.memory), len(item.context)) for item in told)
             for row, subject in ((before, original), (after, student)):
-                if longest <= (positions(original.model) or longest):
+                if longest <= (count_positions(original.model) or longest):
                     row[f"instructed/{side}_rate"] = conflicts.rates(subject, told)[f"{side}_rate"]
         for name, some in _group(held_out, items).items():
             for row, subject in ((before, original), (after, student)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -99,7 +99,7 @@ def read_rows(
         return ray_data.survey(data, counts=counts, shelf=place if held else None, **columns)
     if isinstance(data, Examples | Corpus | Survey):
         return data
-    if isinstance(data, IterableDataset) and not image_sources.is_table(data):
+    if _may_end(data):
         data = iter(data)  # a second pass may go on where the first one stopped
     if isinstance(data, Iterator):  # which can be looked at once only
         seen = list(islice(data, 1))
@@ -120,9 +120,19 @@ def read_rows(
     return examples.read(data, label=label)
 
 
+def _may_end(data: Data) -> bool:
+    """Whether data of Python may be one that can be passed over once, such as a bar around a generator."""
+    if isinstance(data, IterableDataset):
+        return not image_sources.is_table(data)
+    known = isinstance(data, Set | DataLoader | Path | Table) or image_sources.is_table(data)
+    return isinstance(data, Iterable) and hasattr(data, "__len__") and not known and not hasattr(data, "__getitem__")
+
+
 def holds_examples(data: Data, text: str) -> bool:
     """Whether data of Python is arrays, or images with whatever stands beside them, and no texts or rows of columns."""
-    if isinstance(data, np.ndarray) and data.dtype.kind in "USTO":  # strings are texts, objects whatever they are
+    if (
+        isinstance(data, np.ndarray) and data.ndim and data.dtype.kind in "USTO"
+    ):  # strings are texts, objects whatever they are
         return data.dtype.kind == "O" and holds_examples(data.ravel().tolist(), text)
     if isinstance(data, DataLoader | Tensor | np.ndarray):
         return True
@@ -130,14 +140,18 @@ def holds_examples(data: Data, text: str) -> bool:
         return not all(isinstance(one, str | Mapping) for one in data)
     if type(data).__name__ == "IterableDataset":  # of `datasets`
         features = getattr(data, "features", None) or {}
-        return text not in features and any(type(kind).__name__ == "Image" for kind in features.values())
+        return not _is_written(features, text) and any(type(kind).__name__ == "Image" for kind in features.values())
     if isinstance(data, str | Path | Mapping | Table) or not hasattr(data, "__len__") or image_sources.is_table(data):
         return False
     first = next(iter(data), None) if isinstance(data, Iterable) else None
     if isinstance(first, Mapping):
-        written = text in first or any(name in first for name in chats.COLUMNS) or set(chats.PAIR) <= first.keys()
-        return not written and any(_shows(first[name]) for name in IMAGE_COLUMNS if name in first)
+        return not _is_written(first, text) and any(_shows(first[name]) for name in IMAGE_COLUMNS if name in first)
     return _shows(first[0] if isinstance(first, list | tuple) and len(first) == 2 else first)
+
+
+def _is_written(row: Mapping[str, object], text: str) -> bool:
+    """Whether a row's columns have a text or a chat, whatever stands beside it."""
+    return text in row or any(name in row for name in chats.COLUMNS) or set(chats.PAIR) <= row.keys()
 
 
 def _shows(value: Data) -> bool:
@@ -156,7 +170,10 @@ def holds_texts(data: Data, text: str) -> bool:
     A folder with as many images as texts, or more, holds images with notes beside them, as a warning says.
     """
     if not isinstance(data, str | Path):
-        return isinstance(data, Iterable) and not tables.is_table(data)
+        names = dict.fromkeys(getattr(data, "column_names", None) or ())
+        return isinstance(data, Iterable) and (
+            not tables.is_table(data) or (text not in names and _is_written(names, text))
+        )
     path, name = parts_of.split_name(Path(data))[0], str(data)
     if path.is_dir():  # YOLO's labels, VOC's lists of images and names of classes of masks are .txt files
         if tables.is_table(path) or box_files.holds_boxes(path) or masks.find_pair(path) is not None:

@@ -36,7 +36,7 @@ from secateur.subjects import matrices as matrices_of
 from secateur.subjects.network import pretrained
 from secateur.subjects.transformer import costs, dequantising, low_rank, parts, saving
 from secateur.subjects.transformer.offloaded import Offloaded
-from secateur.subjects.transformer.subject import Output, Stored, positions
+from secateur.subjects.transformer.subject import Output, Stored, count_positions
 from secateur.vocabulary import Budget, Figure, Training, Units
 
 __all__ = [
@@ -113,7 +113,7 @@ class TextBackend(Backend[T, texts.Corpus, Batch]):
 
     def check(self, subject: T, options: Mapping[str, object]) -> None:
         """Refuse an option `length` or `..._length` beyond the model's table of positions; rotary ones have no end."""
-        most = _count_positions(subject.model)
+        most = count_positions(subject.model)
         for name, value in _longer(options, most):
             raise InputError(f"{name}={value} is beyond the model's {most} positions: give at most {name}={most}")
 
@@ -164,21 +164,6 @@ def _lack_values(model: nn.Module) -> UnsupportedError:
     away = [weight.is_meta for weight in model.parameters()]
     what = f"{sum(away)} of its {len(away)} parameters"
     return UnsupportedError(f"{type(model).__name__} has no values in {what} (device meta): load its weights")
-
-
-def _count_positions(model: PreTrainedModel) -> int | None:
-    """How many tokens a sequence may have, by the table of positions, whatever its name; None without one.
-
-    A table that is not called as one is told by its rows, which are as many as the config says.
-    """
-    found, config = positions(model), model.config
-    if found is not None:
-        return found
-    stated = {getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")}
-    words = model.get_input_embeddings()
-    tables = [one.num_embeddings for one in model.modules() if isinstance(one, nn.Embedding) and one is not words]
-    drawn = [len(one) for one in model.buffers() if one.dim() == 2]
-    return min((rows for rows in (*tables, *drawn) if rows in stated), default=None)
 
 
 def _longer(options: Mapping[str, object], most: int | None) -> list[tuple[str, int]]:

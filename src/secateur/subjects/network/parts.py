@@ -191,10 +191,15 @@ def find_shared(model: nn.Module, inside: Container[str]) -> Iterator[tuple[str,
     named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     for name, tensor in named.items():
         if name in inside:
-            owners[tensor.data_ptr()] = name
+            owners[_place_of(tensor)] = name
     for name, tensor in named.items():
-        if name not in inside and tensor.data_ptr() in owners:
-            yield owners[tensor.data_ptr()], name
+        if name not in inside and _place_of(tensor) in owners:
+            yield owners[_place_of(tensor)], name
+
+
+def _place_of(tensor: Tensor) -> int:
+    """Where a tensor's numbers lie; which one it is, where they are somewhere else (offloaded)."""
+    return id(tensor) if tensor.is_meta else tensor.data_ptr()
 
 
 # ------------------------------------------------------------------------------------------------------------- inputs

@@ -26,7 +26,7 @@ from secateur.subjects.transformer import low_rank, saving
 from secateur.subjects.transformer.layout import Widths
 from secateur.subjects.transformer.small_copy import describe_error
 from secateur.subjects.transformer.steps import CachedPass, ForwardPass, TextNetwork, name_class
-from secateur.subjects.transformer.subject import Transformer, positions
+from secateur.subjects.transformer.subject import Transformer, count_positions
 
 __all__ = ["network_to_onnx", "refuse_additions", "to_decilm", "to_onnx"]
 
@@ -214,7 +214,7 @@ def _check_free(subject: Texts, path: Path) -> None:
 
 def _fails_on_long(subject: Texts, path: Path) -> bool:
     """Whether the file fails where the model itself reads a text of several chunks."""
-    example = subject.example(1, min(_LONG, positions(subject.model) or _LONG))
+    example = subject.example(1, min(_LONG, count_positions(subject.model) or _LONG))
     try:
         with torch.no_grad():
             expected = ForwardPass(subject).eval()(example["input_ids"], example["attention_mask"])
@@ -254,7 +254,7 @@ def _write_generating(subject: Texts, path: Path) -> tuple[str, ...]:
             output_names=["logits", *(f"present.{name}" for name in names)],
         )
 
-    most = positions(subject.model)
+    most = count_positions(subject.model)
     try:
         write(torch.export.Dim("past"))
     except Exception:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,6 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PretrainedConfig
 from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur.errors import UnsupportedError
 from secateur.subjects.network.parts import find_path, find_shared
@@ -83,6 +86,8 @@ class Whole:
         data = {name: value for name, value in small.to_dict().items() if name not in ("architectures", "auto_map")}
         data["architectures"] = before.architectures
         tied = getattr(before, "tie_word_embeddings", None)  # some classes have it in the whole's config alone
+        if _HEAD in self.names and not small.tie_word_embeddings:  # it may have been untied since
+            config.tie_word_embeddings, tied = False, None if tied is None else False
         data = {name: value for name, value in data.items() if name != "tie_word_embeddings"}
         data |= {} if tied is None else {"tie_word_embeddings": tied}
         setattr(config, self.setting, type(before).from_dict(data))
@@ -119,12 +124,17 @@ def open_part(source: str | Path | PreTrainedModel, name: str) -> Transformer:
 
     name: of its module, or what the config calls its configuration. A language model is opened with the head of the
     whole. Raises `InputError` for a part that is not there, and `UnsupportedError` for one that shares weights with
-    another, or that fits no table.
+    another, or that fits no table, and for a whole that is offloaded.
     """
     if not isinstance(source, PreTrainedModel):
         low_rank.refuse_branches(source, loading.locate(source))
     model = source if isinstance(source, PreTrainedModel) else loading.read_any(source)
     path, setting = _find_part(model, name)
+    if devices.is_offloaded(model):
+        raise UnsupportedError(
+            f"weights of this {type(model).__name__} are offloaded, and {name} takes its own with it: load it whole, "
+            "without device_map, or with one that names devices only"
+        )
     folder = None if isinstance(source, PreTrainedModel) else loading.locate(source)
     base = model.get_submodule(path)
     assert isinstance(base, PreTrainedModel)
@@ -286,6 +296,8 @@ def _find_class(model: PreTrainedModel, base: PreTrainedModel, path: str) -> typ
     kind: type[PreTrainedModel] | None = AutoModelForCausalLM._model_mapping.get(type(base.config), None)
     if head is None or _name_head(model).startswith(f"{path}.") or getattr(head, "bias", None) is not None:
         return None
+    if any(type(one).__module__.startswith("peft.") for one in base.modules()):
+        return None  # an adapter, which is refused by name
     reads = isinstance(table, nn.Embedding) and head.weight.shape == table.weight.shape
     return kind or (_with_head(type(base)) if reads else None)  # type: ignore[arg-type]
 
@@ -310,9 +322,12 @@ def _with_head(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
             out = self.model(input_ids=input_ids, **given)
             return CausalLMOutputWithPast(logits=self.lm_head(out.last_hidden_state), **dict(list(out.items())[1:]))
 
+        forward.__signature__ = inspect.signature(kind.forward)  # type: ignore[attr-defined]  # it tells what is taken
+
     Headed._tied_weights_keys = {_HEAD: "model.embed_tokens.weight"}
     Headed.__module__ = kind.__module__  # whose forward pass it has
     Headed.__name__ = Headed.__qualname__ = f"{kind.__name__}ForCausalLM"
+    setattr(sys.modules[kind.__module__], Headed.__name__, Headed)  # where pickling by name looks for it
     return Headed
 
 

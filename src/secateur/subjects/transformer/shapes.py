@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from secateur.errors import InputError, UnsupportedError
+from secateur.errors import InfeasibleError, InputError, UnsupportedError
 from secateur.subjects.transformer import cutting, saving
 from secateur.subjects.transformer.cutting import BLOCKS
 from secateur.subjects.transformer.subject import Transformer
-from secateur.vocabulary import Cut, Units, parse_list
+from secateur.vocabulary import Cut, Units, parse_list, write_enough
 
 __all__ = [
     "cost", "describe_slack", "explain_states", "fits_class", "grid", "parse", "pricing", "receipt", "removable_layers",
-    "sizes", "steps",
+    "require_least", "sizes", "steps",
 ]  # fmt: skip
 
 
@@ -165,6 +165,26 @@ def grid(
     return result
 
 
+def require_least(
+    subject: Transformer,
+    axes: Sequence[str],
+    price: Callable[[Mapping[str, int]], Mapping[str, float]],
+    limits: Mapping[str, float],
+    stages: int,
+) -> None:
+    """Raise `InfeasibleError` where the smallest sizes of each of `stages` lead to a shape that is beyond a limit."""
+    shape = sizes(subject)
+    for _ in range(stages):
+        shape = {axis: min(tried) for axis, tried in grid(subject, axes, start=shape).items()}
+    for measure, limit in limits.items():
+        if (least := price(shape)[measure]) > limit:
+            raise InfeasibleError(
+                f"{measure} of {limit:.4g} can't be met: the smallest shape of {stages} stages has "
+                f"{write_enough(least)}; ask for at least {measure}={write_enough(least)}, or for other axes",
+                least,
+            )
+
+
 def _fewest_layers(subject: Transformer) -> int:
     """Layers that can't go, and one of those that can."""
     if "layers" in subject.layout.whole:
@@ -206,12 +226,12 @@ def fits_class(subject: Transformer, channels: int) -> bool:
 
 
 def describe_slack(spent: Mapping[str, float], limits: Mapping[str, float], tolerance: float) -> tuple[str, ...]:
-    """A note where a shape that was given leaves more of the budget than a search would have left."""
+    """A note where a shape leaves more of the budget than `tolerance`: one that was given, or that stages led to."""
     used = {measure: spent[measure] / limit for measure, limit in limits.items()}
     fullest = max(used, key=lambda measure: used[measure])
     if used[fullest] >= 1 - tolerance:
         return ()
-    return (f"the shape that was given takes {used[fullest]:.0%} of the {fullest} that the budget allows",)
+    return (f"the shape takes {used[fullest]:.0%} of the {fullest} that the budget allows",)
 
 
 def receipt(before: Transformer, after: Transformer) -> Cut:

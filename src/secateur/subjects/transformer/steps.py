@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from secateur.errors import UnsupportedError
 from secateur.formats.reload import Removed
 from secateur.subjects.transformer import saving
-from secateur.subjects.transformer.subject import Transformer, positions
+from secateur.subjects.transformer.subject import Transformer, count_positions
 
 __all__ = [
     "CachedPass",
@@ -184,7 +184,7 @@ def check_decodes(subject: Transformer, length: int) -> None:
         raise UnsupportedError(
             f"a {type(subject.model).__name__} reads whole texts and has no cache: time it with environment=prefill"
         )
-    most = positions(subject.model)
+    most = count_positions(subject.model)
     if most is not None and length >= most:
         raise UnsupportedError(
             f"this {type(subject.model).__name__} has {most} positions, and the next token behind a cache of {length} "

@@ -36,7 +36,17 @@ from secateur.vocabulary import Cut, Selection, Term, Units, html_table
 if TYPE_CHECKING:
     from secateur.subjects.transformer.parts import Whole
 
-__all__ = ["AXES", "Consumer", "Output", "Stored", "Transformer", "find_states", "positions", "record_states"]
+__all__ = [
+    "AXES",
+    "Consumer",
+    "Output",
+    "Stored",
+    "Transformer",
+    "count_positions",
+    "find_states",
+    "positions",
+    "record_states",
+]
 
 AXES = (
     "layers",
@@ -772,6 +782,26 @@ def positions(model: nn.Module) -> int | None:
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS
     ]  # fmt: skip
     return min((t.num_embeddings - _count_left_out(t) for t in tables), default=None)
+
+
+def count_positions(model: PreTrainedModel) -> int | None:
+    """`positions`, also by a table of another name: one that speaks of positions and has the rows that the config says.
+
+    Tables of how far tokens stand apart, and weights of linear layers that are kept as buffers, are none.
+    """
+    found, config = positions(model), model.config
+    if found is not None:
+        return found
+    stated = {getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")}
+    rows = []
+    for path, module in model.named_modules():
+        own = {path: module.weight} if isinstance(module, nn.Embedding) else dict(module.named_buffers(path, False))
+        for name, table in own.items():
+            named = any("pos" in part and "rel" not in part for part in name.split(".")[-2:])
+            if named and table.dim() == 2 and len(table) in stated and not hasattr(module, "in_features"):
+                padding = getattr(module, "padding_idx", None)
+                rows.append(len(table) if padding is None else len(table) - padding - 1)
+    return min(rows, default=None)
 
 
 def _count_left_out(table: nn.Embedding) -> int:
