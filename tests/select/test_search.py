@@ -154,3 +154,15 @@ def test_stages_that_no_shape_leads_through_are_refused():
         search.require_way([{"n": 5}], find, 2)
     assert no.value.reachable == 3.0
     search.require_way([{"n": n} for n in range(1, 500, 2)], find, 2)  # it takes too long to tell
+
+
+def test_the_nearest_below_is_of_the_first_measure():
+    axes = {"a": [2, 4, 8], "b": [2, 4, 8]}
+
+    def cost(shape):
+        return {"params": 100.0 * shape["a"] * shape["b"], "kv": 10.0 * shape["a"]}
+
+    found = search.nearest_under(axes, cost, {"params": 3100.0}, tolerance=0.01)
+    assert found == [{"a": 2, "b": 8}, {"a": 4, "b": 4}, {"a": 8, "b": 2}]
+    with pytest.raises(InfeasibleError, match="kv of 15 can't be met"):
+        search.nearest_under(axes, cost, {"params": 3000.0, "kv": 15.0})

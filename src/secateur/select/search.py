@@ -142,7 +142,10 @@ def nearest_under(
         measure, limit = next(iter(limits.items()))
         if error.reachable is None or error.reachable > limit:
             raise
-        return under(axes, cost, {**limits, measure: error.reachable}, tolerance=tolerance)
+        try:
+            return under(axes, cost, {**limits, measure: error.reachable}, tolerance=tolerance)
+        except InfeasibleError:  # it was another measure that can't be met
+            raise error from None
 
 
 def combine(

@@ -103,7 +103,8 @@ def test_what_no_config_describes_is_said(name: str, heads: bool, even: bool) ->
     assert small.model.config.to_dict() == model.config.to_dict()
 
 
-def test_entries_of_a_list_follow_their_own_layers() -> None:
+@pytest.mark.parametrize("widths", [[8, 32, 16, 40, 24], [8, 48, 16, 48, 24], [16, 32, 8, 48, 8]])
+def test_entries_of_a_list_follow_their_own_layers(widths: list[int]) -> None:
     torch.manual_seed(0)
     small = {**WORDS, "num_hidden_layers": 5, "num_attention_heads": 2, "intermediate_size": 48}
     config = transformers.Gemma3nTextConfig(
@@ -113,7 +114,6 @@ def test_entries_of_a_list_follow_their_own_layers() -> None:
     )  # fmt: skip
     model = transformers.Gemma3nForCausalLM(config).eval()
     subject = open_traced(model, {"input_ids": torch.arange(14).view(2, 7), "use_cache": False})
-    widths = [8, 32, 16, 40, 24]
     keep = {
         name: np.arange(48) < widths[int(name.split(".")[2])]
         for name in subject.coupling.sites

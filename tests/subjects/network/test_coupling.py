@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -121,6 +123,44 @@ def test_a_norm_that_stands_before_what_makes_its_channels_names_no_site(channel
 
     coupling = couple(record(Net().eval(), Example.of(torch.rand(1, channels, 9, 9))))
     assert set(coupling.sites) == {"conv.channels"}
+
+
+class Blank(nn.Module):
+    """It multiplies by ones that a cache holds, which may be those of another network."""
+
+    cache: ClassVar[dict[int, torch.Tensor]] = {}
+
+    def __init__(self, *wide: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise((3, *wide, 8)))
+        self.last = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x).relu()
+        output: torch.Tensor = self.last(x * self.cache.setdefault(8, torch.ones(1, 8)))
+        return output
+
+
+def test_ones_that_outlive_a_pass_have_no_labels_in_the_next() -> None:
+    for wide in ((40,), (), (20,)):
+        sites = couple(record(Blank(*wide).eval(), Example.of(torch.rand(2, 3)))).sites
+        assert {name: len(site.classes) for name, site in sites.items()} == {
+            f"layers.{place}.channels": size for place, size in enumerate((*wide, 8))
+        }
+
+
+def test_a_layer_whose_weight_is_used_the_other_way_too_names_its_site() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.code = nn.Linear(7, 2), nn.Linear(5, 7)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            hidden = self.code(x).relu()
+            return hidden @ self.code.weight, self.head(hidden)
+
+    assert list(couple(record(Tied().eval(), Example.of(torch.rand(2, 5)))).sites) == ["code.channels"]
 
 
 def test_sites_are_named_by_what_makes_them_where_weights_are_stored_by_input() -> None:

@@ -188,7 +188,7 @@ class _Search:
         data = _data(self.holder)
         values = {field: old for field, old in _fields(data) if fits(_name(field), False)}
         options = {
-            field: [new for new in self._became(field, old) if new != old] + [old]
+            field: self._became(field, old)
             for field, old in values.items()
             if set(self.widths.get(old, {old})) != {old}
         }
@@ -220,20 +220,20 @@ class _Search:
         return found if not least and self._same_buffers() else None
 
     def _became(self, field: str, old: int) -> list[int]:
-        """What a width became, the likeliest first: of an entry of a list, in the layer of its number above all."""
-        often = self.widths[old]
+        """What a width may be, the likeliest first: of an entry of a list what it is in the layer of its number."""
+        ranked = [new for new, _ in self.widths[old].most_common() if new != old] + [old]
         place = field.rpartition(".")[2]
-        if place.isdecimal():
-            before = _shapes(self.holder)
-            own = (
-                new
-                for name, shape in self.shapes.items()
-                if place in name.split(".")
-                for was, new in zip(before.get(name, ()), shape, strict=False)
-                if was == old
-            )
-            often = often + Counter({new: count * sum(often.values()) for new, count in Counter(own).items()})
-        return [new for new, _ in often.most_common()]
+        if not place.isdecimal():
+            return ranked
+        before = _shapes(self.holder)
+        own = Counter(
+            new
+            for name, shape in self.shapes.items()
+            if place in name.split(".")
+            for was, new in zip(before.get(name, ()), shape, strict=False)
+            if was == old
+        )
+        return sorted(ranked, key=lambda new: -own[new])
 
     def _differences(self, values: Mapping[str, int]) -> tuple[float, list[Change], nn.Module | None]:
         """How many shapes and numbers of what a config builds are not those of the cut network; `left`; `built`."""

@@ -287,6 +287,7 @@ class Flow:
         """Modules whose attention keeps all its heads: the same dimensions of each go instead."""
         self.aligned: list[Tensor] = []
         """Labels whose number must stay a multiple of some power of two, for the sake of a kernel."""
+        self.taken: list[Tensor] = []
         self.heads: list[Tensor] = []
         """Labels that were carried on by the batch of a product alone: heads of an attention."""
 
@@ -319,6 +320,13 @@ class Flow:
                 own.append(label.reshape(label.shape[lead:]))
                 free -= dims
         self.mark(value, tuple(own), blank=True)
+        self.taken.append(value)
+
+    def forget_taken(self) -> None:
+        """Take back what `take_on` gave: a tensor may outlive the pass, and be read in one of another network."""
+        for value in self.taken:
+            self.mark(value, NOTHING, blank=self.blank(value))
+        self.taken.clear()
 
     def mark(self, value: object, labels: Labels, blank: bool = False) -> None:
         """Put labels on a tensor."""

@@ -220,10 +220,11 @@ def record(
                 one()
             mode.products = products
     finally:
+        flow.forget_taken()
         for tensor in found.values():
             for mark in ("_secateur_labels", "_secateur_blank", "_secateur_base", "_secateur_raw"):
                 tensor.__dict__.pop(mark, None)
-    return Run(output, flow, mode.used, mode.turned, mode.products, mode.reads, mode.looks, late)
+    return Run(output, flow, mode.used, mode.turned - mode.straight, mode.products, mode.reads, mode.looks, late)
 
 
 def _late(model: nn.Module, example: Example, idle: Set[str]) -> bool:
@@ -291,6 +292,8 @@ class _Recorder(EagerMode):
         self.flow, self.names, self.kept = flow, names, kept
         self.used: set[str] = set()
         self.turned: set[str] = set()
+        self.straight: set[str] = set()
+        """Parameters [out, in, ...] as layers read them, perhaps beside another way."""
         self.products: list[flops.Product] = []
         self.own: set[int] = set()
         self.reads: list[str] = []
@@ -319,8 +322,7 @@ class _Recorder(EagerMode):
                 elif id(one) in self.given:
                     live |= _INPUTS
                 live |= getattr(one, _LIVE, 0)
-        if (by_input := _stored_by_input(func.overloadpacket.__name__, args)) in self.names:
-            self.turned.add(self.names[by_input])
+        self._note_use(func.overloadpacket.__name__, args)
         if func.overloadpacket.__name__.endswith("_") and args and id(args[0]) in self.names.keys() - self.own:
             # The pass writes into a parameter, which is shared with the model that must stay as it is.
             self.own.add(id(args[0]))
@@ -338,6 +340,16 @@ class _Recorder(EagerMode):
         labelling.apply(self.flow, func, args, kwargs, out)
         silencing.silence(self.flow, self.kept, func, args, out)
         return out
+
+    def _note_use(self, name: str, args: Arguments) -> None:
+        """Note along which dimension a parameter makes channels: the second, in products of rows of what flows."""
+        first, last = (self.names.get(id(args[place])) if args else None for place in (0, -1))
+        if name in ("t", "transpose", "permute") and first:
+            self.straight.add(first)
+        elif name == "convolution" and (weight := self.names.get(id(args[1]))):
+            (self.turned if args[6] else self.straight).add(weight)
+        elif name in ("mm", "addmm") and last and id(args[-2]) not in self.names:
+            self.turned.add(last)
 
     def _take(self, values: Sequence[object]) -> None:
         for value in values:
@@ -367,13 +379,6 @@ class _Recorder(EagerMode):
         if self.foreign:
             for labels, reason in (*self._lost, *self._unused.values()):
                 self.flow.atoms.keep(labels, reason)
-
-
-def _stored_by_input(name: str, args: Arguments) -> int:
-    """The id of the weight [in, out, ...] of a transposed convolution or a product of rows, if this is one; else 0."""
-    if name == "convolution" and args[6]:
-        return id(args[1])
-    return id(args[-1]) if name in ("mm", "addmm") else 0
 
 
 @contextmanager

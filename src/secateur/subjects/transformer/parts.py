@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -318,8 +318,8 @@ def _with_head(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
             self.post_init()
 
-        def forward(self, input_ids: Tensor | None = None, **given: object) -> CausalLMOutputWithPast:
-            out = self.model(input_ids=input_ids, **given)
+        def forward(self, *args: object, **given: object) -> CausalLMOutputWithPast:
+            out = self.model(*args, **given)
             return CausalLMOutputWithPast(logits=self.lm_head(out.last_hidden_state), **dict(list(out.items())[1:]))
 
         forward.__signature__ = inspect.signature(kind.forward)  # type: ignore[attr-defined]  # it tells what is taken
