@@ -204,7 +204,12 @@ def random_keep(subject: Transformer, seed: int, *, channels: bool = True) -> Ke
             keep[name] = random.random(site.count) < 0.7
     keep["layers"][int(random.integers(len(keep["layers"])))] = True
     effective = units.effective(keep)
-    if not any(effective[name].any() for name in ("attention", "ffn")):
+    inner = {"attention": "heads", "ffn": "neurons"}  # a sub-block without any is gone, too
+    if not any(
+        stays and effective.get(f"layers.{index}.{kind}", np.ones(1)).any()
+        for block, kind in inner.items()
+        for index, stays in enumerate(effective[block])
+    ):
         return {"layers": keep["layers"]}
     return keep
 

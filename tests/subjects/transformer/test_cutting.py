@@ -105,6 +105,7 @@ def test_what_a_cut_gives_can_be_cut_again(name: str) -> None:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(56, "qwen3-moe")  # all layers with experts go, and the dense one moves to another index
 @example(179, "bert")  # no attention and no FFN would be left, so layers alone go
+@example(318, "gemma2")  # the one attention that would be left has no head
 @given(st.integers(0, 10**6), st.sampled_from(sorted(MODELS)))
 def test_any_selection_costs_what_it_says_and_equals_silencing(seed: int, name: str) -> None:
     subject = make(name)
