@@ -288,6 +288,7 @@ class Flow:
         self.aligned: list[Tensor] = []
         """Labels whose number must stay a multiple of some power of two, for the sake of a kernel."""
         self.taken: list[Tensor] = []
+        """Tensors of one value that have labels until the pass ends, see `take_on`."""
         self.heads: list[Tensor] = []
         """Labels that were carried on by the batch of a product alone: heads of an attention."""
 
