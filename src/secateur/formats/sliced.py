@@ -88,7 +88,8 @@ def slice_model(model: nn.Module, family: dict[str, Any], widths: list[int], hea
     """Give the residual stream of `model` its widths, in place: 1 + 2 x layers of them.
 
     family: "layers", "embeddings", "final" (norm), "conv1d", and for "attention" and "ffn" the "module" that is called,
-    the "norm" before it, the linear "out" into the residual stream, and the linears "reads" out of it.
+    the "norm" before it, the linear "out" into the residual stream, and the linears "reads" out of it. head_bias: norms
+    had shifts, so that what reads them has biases.
     """
     whole: Any = model
     base, conv1d, full = whole.base_model, family["conv1d"], whole.config.hidden_size
@@ -104,7 +105,7 @@ def slice_model(model: nn.Module, family: dict[str, Any], widths: list[int], hea
             before, after = widths[2 * index + half], widths[2 * index + half + 1]
             block = family[kind]
             for name in block["reads"]:
-                _resize(layer.get_submodule(name), conv1d, columns=before)
+                _resize(layer.get_submodule(name), conv1d, columns=before, shifted=head_bias)
             out = layer.get_submodule(block["out"])
             _resize(out, conv1d, rows=after)
             layer.set_submodule(block["norm"], _normalise(layer.get_submodule(block["norm"]), full))
@@ -115,9 +116,7 @@ def slice_model(model: nn.Module, family: dict[str, Any], widths: list[int], hea
         return
     for _, head in model.named_children():
         if isinstance(head, nn.Linear) and head.in_features == full:
-            _resize(head, False, columns=widths[-1])
-            if head_bias:
-                head.bias = nn.Parameter(head.weight.new_zeros(head.out_features))
+            _resize(head, False, columns=widths[-1], shifted=head_bias)
 
 
 def _normalise(module: nn.Module, width: int) -> Normalise:
@@ -126,8 +125,13 @@ def _normalise(module: nn.Module, width: int) -> Normalise:
     return Normalise(width, float(eps))
 
 
-def _resize(module: nn.Module, conv1d: bool, *, rows: int | None = None, columns: int | None = None) -> None:
-    """Fresh numbers for a weight of so many rows (outputs) and columns (inputs); GPT-2 stores it turned."""
+def _resize(
+    module: nn.Module, conv1d: bool, *, rows: int | None = None, columns: int | None = None, shifted: bool = False
+) -> None:
+    """Fresh numbers for a weight of so many rows (outputs) and columns (inputs); GPT-2 stores it turned.
+
+    shifted: it takes the shift of a norm as a bias, if it has none.
+    """
     linear: Any = module
     old = linear.weight.T if conv1d else linear.weight
     shape = (old.shape[0] if rows is None else rows, old.shape[1] if columns is None else columns)
@@ -135,6 +139,8 @@ def _resize(module: nn.Module, conv1d: bool, *, rows: int | None = None, columns
     nn.init.normal_(linear.weight, std=0.02)
     if rows is not None and linear.bias is not None:
         linear.bias = nn.Parameter(linear.bias.new_zeros(rows))
+    if shifted and linear.bias is None:
+        linear.bias = nn.Parameter(linear.weight.new_zeros(shape[0]))
     for name, value in (("in_features", shape[1]), ("out_features", shape[0]), ("nx", shape[1]), ("nf", shape[0])):
         if hasattr(linear, name):
             setattr(linear, name, value)

@@ -223,7 +223,7 @@ def test_a_latency_is_met_on_the_clock(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_is_refused_by_name(tmp_path):
-    with pytest.raises(UnsupportedError, match="bert has norms after its sub-blocks, with which no rotation commutes"):
+    with pytest.raises(UnsupportedError, match="bert is an encoder: give a dense decoder"):
         results(tmp_path / "a", "params=90%", kind="masked")
     with pytest.raises(
         InfeasibleError, match=r"params=1% can't be met: .*; ask for params=[\d.]+% or more, or a smaller"

@@ -19,7 +19,7 @@ from secateur import cli, inspect, load, measure, run
 from secateur._utils.rundir import Run
 from secateur.data.texts import Corpus
 from secateur.errors import InputError, UnsupportedError
-from secateur.recipes.language.llm_pruner import llm_pruner
+from secateur.recipes.language.llm_pruner import Importance, llm_pruner
 from secateur.recipes.language.slicegpt import slicegpt
 from secateur.recipes.language.ziplm import ziplm
 from secateur.runs import backends, memory_plan, memory_steps
@@ -359,6 +359,18 @@ def test_a_run_on_a_part_leaves_the_whole_model_and_its_card_says_which_part(tmp
         None,
     )
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "out").config.text_config.num_hidden_layers == 2
+
+
+def test_llm_pruner_leaves_all_layers_of_a_part_equally_wide_where_a_budget_falls_between(tmp_path: Path) -> None:
+    budgets = [Budget.parse(f"params={percent}%") for percent in (80, 83, 86, 89)]
+    make().save_pretrained(tmp_path / "whole")
+    tiny.tokenizer().save_pretrained(tmp_path / "whole")
+    subject = open_part(tmp_path / "whole", "language_model")
+    options = {"first": 0, "last": 0, "importance": Importance(score="l2"), "dry_run": True}
+    rows = llm_pruner(subject, Corpus(["a b c d"] * 200), budgets, Run(tmp_path / "run", {}), **options)
+    for budget, row in zip(budgets, rows, strict=True):
+        assert len({str(width) for width in row.subject.widths()}) == 1
+        assert row.predicted["params"] <= budget.absolute(subject.units().cost())["params"]
 
 
 def test_each_of_two_parts_of_one_class_has_its_own_config() -> None:

@@ -148,7 +148,10 @@ def llm_pruner(
     scores = run.tensors("scores", rank)
 
     def choose(priced: Units, budget: Budget) -> Mapping[str, Array]:
-        return ranking.by_budget(priced, scores, budget, scope=scope).keep
+        keep = ranking.by_budget(priced, scores, budget, scope=scope).keep
+        if subject.whole is None:
+            return keep
+        return ranking.even_out(priced, scores, keep, budget).keep  # the whole says one width for all of its layers
 
     chosen = {
         budget: timing.select_in_time(run, subject, units, table, budget, choose, batch=batch, length=length)

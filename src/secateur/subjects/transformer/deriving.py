@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
@@ -38,6 +38,7 @@ from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.making import make_subject
 from secateur.subjects.transformer.misfits import STORED_OTHERWISE, describe_misfit, describe_zeros
 from secateur.subjects.transformer.per_layer import get_setting
+from secateur.subjects.transformer.sameness import NEAR, differ, run_check, start_cache, step_behind
 from secateur.subjects.transformer.small_copy import (
     TOKENS,
     copy_small,
@@ -59,8 +60,6 @@ __all__ = ["derive", "find_family", "prove"]
 _KINDS = [axis for axis in AXES if axis != "layers"] + ["layers"]
 _DEPTH = 8
 """Layers of the copy on which the loss of one is tried: kinds of layers alternate by two to six."""
-_NEAR = 2e-4
-"""Largest difference that rounding makes, and an epsilon that no setting says, in parts of the largest output."""
 _INSIDE = {"attention": "heads", "ffn": "neurons"}
 """Kind of a sub-block -> the axis inside it."""
 _FAMILY = TypeAdapter(Family)
@@ -430,60 +429,24 @@ def _try_states(subject: Transformer, keep: Mapping[str, np.ndarray], *, correct
     """
     if not keep or not subject.decodes:
         return ""
-    checks = {"a first token with a cache": _start_cache, "a step behind its cache": _step_behind}
-    held = {name: check for name, check in checks.items() if not _run_check(check, subject.model)}
+    checks = {"a first token with a cache": start_cache, "a step behind its cache": step_behind}
+    held = {name: check for name, check in checks.items() if not run_check(check, subject.model)}
     cut = subject.cut(Selection(keep), norm_correction=corrected)[0].model if held else subject.model
-    failed = ((name, why) for name, check in held.items() if (why := _run_check(check, cut)))
+    failed = ((name, why) for name, check in held.items() if (why := run_check(check, cut)))
     return next((f"with fewer of them, {name} {why}" for name, why in failed), "")
-
-
-def _run_check(check: Callable[[PreTrainedModel], str], model: PreTrainedModel) -> str:
-    """What a check finds wrong with a model, or how it fails."""
-    try:
-        return check(model)
-    except Exception as error:
-        return f"fails: {type(error).__name__}: {describe_error(error)}"
-
-
-def _start_cache(model: PreTrainedModel) -> str:
-    """What is wrong with texts of one token that fill a cache or states, beside a pass without."""
-    first, base = make_tokens()[:, :1], model.base_model
-    with torch.no_grad():
-        plain, filled = (base(input_ids=first, use_cache=use)[0] for use in (False, True))
-    return "" if _differ(filled, plain) < _NEAR else "gives other outputs than without"
 
 
 def _try_cache(subject: Transformer) -> str:
     """Take the first attention off; what is wrong with a step behind the cache, "" where it is as it should be."""
     attends = np.array([width.heads > 0 for width in subject.widths()])
-    if not attends.any() or not subject.decodes or _step_behind(subject.model):
+    if not attends.any() or not subject.decodes or step_behind(subject.model):
         return ""  # by itself it has no cache to step behind
     keep = {"attention": np.arange(len(attends)) != attends.argmax()}
     try:
-        wrong = _step_behind(subject.cut(Selection(keep))[0].model)
+        wrong = step_behind(subject.cut(Selection(keep))[0].model)
     except Exception as error:
         wrong = f"fails: {type(error).__name__}: {describe_error(error)}"
     return f"without one, a step behind its cache {wrong}" if wrong else ""
-
-
-def _step_behind(model: PreTrainedModel) -> str:
-    """What is wrong with the last token behind a cache of the others, beside all at once; one text is padded left."""
-    tokens = make_tokens()
-    mask = torch.ones_like(tokens)
-    mask[1, :2] = 0
-    base: nn.Module = model.base_model
-    with torch.no_grad():
-        plain = base(input_ids=tokens, attention_mask=mask, use_cache=False)[0][:, -1]
-        before = base(input_ids=tokens[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
-        caches = {name: value for name, value in before.items() if isinstance(value, Cache)}
-        if not caches:
-            return "has none"
-        behind = base(input_ids=tokens[:, -1:], attention_mask=mask, use_cache=True, **caches)[0][:, -1]
-    return "" if _differ(behind, plain) < _NEAR else "gives other outputs than all tokens at once"
-
-
-def _differ(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max() / other.abs().max().clamp_min(1e-6))
 
 
 def _compare(subject: Transformer, kind: str, keep: Mapping[str, np.ndarray], *, corrected: bool = True) -> str:
@@ -500,4 +463,4 @@ def _compare(subject: Transformer, kind: str, keep: Mapping[str, np.ndarray], *,
         return f"a cut of its {kind} fails: {type(error).__name__}: {describe_error(error)}"
     if kind == "channels" and cut.shape != silenced.shape:
         silenced = silenced[..., keep["channels"]]
-    return "" if _differ(cut, silenced) < _NEAR else f"a cut of its {kind} gives other outputs than silencing"
+    return "" if differ(cut, silenced) < NEAR else f"a cut of its {kind} gives other outputs than silencing"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -23,13 +24,17 @@ from secateur._utils import devices
 from secateur._utils.modes import evaluating
 from secateur.errors import UnsupportedError
 from secateur.subjects.transformer import costs, cutting, low_rank, saving
-from secateur.subjects.transformer.blocks import Call
+from secateur.subjects.transformer.blocks import Call, record_calls
 from secateur.subjects.transformer.decoder import Decoder
 from secateur.subjects.transformer.families import find
+from secateur.subjects.transformer.sameness import NEAR, differ, run_check, step_behind
+from secateur.subjects.transformer.small_copy import copy_small, describe_error, make_tokens, run_model
 from secateur.subjects.transformer.subject import Transformer
 from secateur.vocabulary import Units
 
 __all__ = ["Rotated", "fold_norms"]
+
+_EXAMPLES = "llama, mistral, qwen2, qwen3, phi3 or gpt2"
 
 
 class Rotated(Decoder):
@@ -174,15 +179,22 @@ def fold_norms(subject: Transformer) -> Rotated:
     Gains g and shifts b of a norm go into the linears that read it: W' = W diag(g), and W b is added to their biases.
     The mean that a LayerNorm subtracts is subtracted from what is written instead, M = I - 1 1^T / D: rows of the
     embeddings, outputs of the sub-blocks. Embeddings and head are no longer tied, since only the head takes the last
-    norm's gain. The linears on the residual connections are the identity.
+    norm's gain. The linears on the residual connections are the identity; factors on what sub-blocks add (Granite's)
+    go into their outputs.
 
     Raises `UnsupportedError` for what this is not exact for: models with norms after their sub-blocks, with experts,
-    with layers that differ, or without a head.
+    with layers that differ, or without a head; and those of a derived family a small copy of which says otherwise when
+    it is turned.
     """
     _check_rotatable(subject)
-    layout, model = subject.layout, subject.model
+    return _fold(subject)
+
+
+def _fold(subject: Transformer) -> Rotated:
+    layout, model, offset = subject.layout, subject.model, subject.family.norm_offset
     table, prefix, conv1d = subject.family.stream(), layout.prefix, subject.family.conv1d
     final = model.get_submodule(f"{prefix}{table['final']}")
+    factors = dict.fromkeys(("attention", "ffn"), 1.0) if find(subject.family.model_type) else _find_factors(subject)
     config: Any = copy.deepcopy(model.config)
     config.tie_word_embeddings = False
     config.secateur = (getattr(config, "secateur", None) or {}) | {
@@ -198,7 +210,7 @@ def fold_norms(subject: Transformer) -> Rotated:
     }
     heads = [name for name, head in model.named_children() if isinstance(head, nn.Linear)]
     for name in heads:
-        _fold(state, name, final, False)
+        _move_gain(state, name, final, False, offset)
     centred = bool(cutting.layer_norms(layout))
     for name in table["embeddings"] if centred else ():
         _centre(state, f"{prefix}{name}.weight", 1)
@@ -206,8 +218,11 @@ def fold_norms(subject: Transformer) -> Rotated:
         for kind in ("attention", "ffn"):
             norm = model.get_submodule(f"{path}.{table[kind]['norm']}")
             for name in table[kind]["reads"]:
-                _fold(state, f"{path}.{name}", norm, conv1d)
+                _move_gain(state, f"{path}.{name}", norm, conv1d, offset)
             out = f"{path}.{table[kind]['out']}"
+            for key in (f"{out}.weight", f"{out}.bias"):
+                if key in state and factors[kind] != 1:
+                    state[key] = (state[key].double() * factors[kind]).to(state[key].dtype)
             if centred:
                 _centre(state, f"{out}.weight", 1 if conv1d else 0)
                 _centre(state, f"{out}.bias", 0)
@@ -225,13 +240,23 @@ def _check_rotatable(subject: Transformer) -> None:
     if isinstance(subject, Rotated):
         subject._refuse()
     subject.check_unequal()  # its linears on the residual connections are in no config
-    if not family.attention.before or family.attention.after:
-        raise UnsupportedError(
-            f"{kind} has norms after its sub-blocks, with which no rotation commutes: give a model with norms before "
-            "them alone, such as llama, mistral, qwen2, qwen3, phi3 or gpt2"
-        )
     if family.experts:
         raise UnsupportedError(f"{kind} has experts, whose router reads the residual stream: give a dense model")
+    if family.kind != "decoder":
+        raise UnsupportedError(f"{kind} is an encoder: give a dense decoder such as {_EXAMPLES}")
+    if sorted(block.kind for block in family.blocks) != ["attention", "ffn"]:
+        raise UnsupportedError(
+            f"the layers of {kind} have other sub-blocks than one attention and one FFN: give a dense decoder such as "
+            f"{_EXAMPLES}"
+        )
+    if not (family.attention.before and family.ffn.before) or family.attention.after or family.ffn.after:
+        raise UnsupportedError(
+            f"{kind} has norms after its sub-blocks, with which no rotation commutes, or none before each: give a "
+            f"model with norms before them alone, such as {_EXAMPLES}"
+        )
+    split = next((block for block in family.blocks if not block.out.startswith(f"{block.module}.")), None)
+    if split is not None:
+        raise UnsupportedError(f"the {split.kind} of {kind} is no module of its own, which a sliced layer could call")
     if subject.model.config.is_heterogeneous:
         raise UnsupportedError("the layers of this model differ: slice the uncut model")
     if subject.output != "logits":
@@ -239,27 +264,82 @@ def _check_rotatable(subject: Transformer) -> None:
             f"{type(subject.model).__name__} gives the residual stream itself, whose channels a rotation mixes: give "
             "a model with its head"
         )
-    if find(kind) is None:
-        # Factors on residual connections, gains with an offset and the like: not in a table that was derived.
-        raise UnsupportedError(
-            f"rotating {kind} was never proved exact: give a dense model such as llama, mistral, qwen3, phi3 or gpt2"
-        )
     branches = low_rank.find_branches(subject.model)
     if branches:
         raise UnsupportedError(f"{next(iter(branches))} has a branch beside it: merge it first")
+    why = "" if find(kind) else _try_small(subject)
+    if why:
+        raise UnsupportedError(
+            f"rotating {kind} is not exact: on a small copy, {why}; give a dense decoder such as {_EXAMPLES}, or take "
+            "minitron or llm_pruner with axes=channels"
+        )
 
 
-def _fold(state: dict[str, Tensor], name: str, norm: nn.Module, conv1d: bool) -> None:
-    """Move gain and shift of a norm into the linear `name` that reads it."""
+@torch.no_grad()
+def _find_factors(subject: Transformer) -> dict[str, float]:
+    """Kind of sub-block -> what its output is multiplied by before the residual stream takes it, such as Granite's.
+
+    Measured on a few tokens in the first layer, and where rounding may blur it, that setting of the config.
+    """
+    entering, calls = record_calls(subject, {"input_ids": make_tokens()})
+    layer, (args, kwargs) = subject.model.get_submodule(subject.layers()[0]), calls[0]
+    given = dict[str, Tensor]()
+
+    def note(kind: str, _: nn.Module, __: object, out: Tensor | tuple[Tensor, ...]) -> None:
+        given[kind] = out[0] if isinstance(out, tuple) else out
+
+    handles = [
+        layer.get_submodule(block.module).register_forward_hook(partial(note, block.kind))
+        for block in (subject.family.attention, subject.family.ffn)
+    ]
+    try:
+        with evaluating(layer):
+            left = layer(entering, *args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    more = (left[0] if isinstance(left, tuple) else left).double() - entering.double()
+    columns = torch.stack([one.double().flatten() for one in given.values()], 1)
+    found = torch.linalg.lstsq(columns.cpu(), more.flatten()[:, None].cpu()).solution[:, 0].tolist()
+    said = [1.0, *(value for value in subject.model.config.to_dict().values() if isinstance(value, float))]
+    factors = {}
+    for kind, factor in zip(given, found, strict=True):
+        near = min(said, key=lambda value: abs(value - factor))
+        factors[kind] = near if abs(near - factor) <= 0.01 * abs(factor) else factor
+    return factors
+
+
+def _try_small(subject: Transformer) -> str:
+    """What goes wrong where a small copy is rotated at all points, "" where nothing does.
+
+    No table that was derived tells of further inputs of layers, of sub-blocks side by side and the like.
+    """
+    small = type(subject)(copy_small(subject.model), subject.family)
+    tokens, draw = make_tokens(), torch.Generator().manual_seed(0)
+    try:
+        turned = _fold(small)
+        for point, width in enumerate(turned.stream):
+            turned.turn(point, torch.linalg.qr(torch.randn(width, width, dtype=torch.float64, generator=draw))[0])
+        with torch.no_grad():
+            before, after = (run_model(one.model, tokens).logits for one in (small, turned))
+    except Exception as error:  # whatever its class says against layers of another form
+        return f"it fails ({describe_error(error)})"
+    if differ(after, before) > NEAR:
+        return "its logits change"
+    wrong = run_check(step_behind, turned.model) if not run_check(step_behind, small.model) else ""
+    return f"a step behind its cache {wrong}" if wrong else ""
+
+
+def _move_gain(state: dict[str, Tensor], name: str, norm: nn.Module, conv1d: bool, offset: float) -> None:
+    """Move gain and shift of a norm into the linear `name` that reads it; the gain is its weight and `offset`."""
     gain, shift = (getattr(norm, leaf, None) for leaf in ("weight", "bias"))
-    assert gain is not None
     key, bias = f"{name}.weight", f"{name}.bias"
     weight = state[key].double()
     weight = weight.T if conv1d else weight
     if shift is not None:
         more = weight @ shift.detach().double()
         state[bias] = (more + state[bias].double() if bias in state else more).to(state[key].dtype)
-    weight = weight * gain.detach().double()
+    weight = weight if gain is None else weight * (gain.detach().double() + offset)
     state[key] = (weight.T if conv1d else weight).to(state[key].dtype).contiguous()
 
 
