@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Normalise", "Sliced", "SlicedLayer", "slice_model"]
+__all__ = ["Normalise", "Sliced", "SlicedLayer", "find_embeddings", "slice_model"]
 
 
 class Normalise(nn.Module):
@@ -87,14 +87,13 @@ def _sliced_class(plain: type) -> type:
 def slice_model(model: nn.Module, family: dict[str, Any], widths: list[int], head_bias: bool) -> None:
     """Give the residual stream of `model` its widths, in place: 1 + 2 x layers of them.
 
-    family: "layers", "embeddings", "final" (norm), "conv1d", and for "attention" and "ffn" the "module" that is called,
+    family: "layers", "embeddings" (and heads), "final" (norm), "conv1d", and for "attention" and "ffn" the "module" that is called,
     the "norm" before it, the linear "out" into the residual stream, and the linears "reads" out of it. head_bias: norms
     had shifts, so that what reads them has biases.
     """
     whole: Any = model
     base, conv1d, full = whole.base_model, family["conv1d"], whole.config.hidden_size
-    for name in family["embeddings"]:
-        table = base.get_submodule(name)
+    for table in find_embeddings(base, family).values():
         table.weight = nn.Parameter(table.weight.new_zeros(table.num_embeddings, widths[0]))
         table.embedding_dim = widths[0]
     for index, layer in enumerate(base.get_submodule(family["layers"])):
@@ -117,6 +116,12 @@ def slice_model(model: nn.Module, family: dict[str, Any], widths: list[int], hea
     for _, head in model.named_children():
         if isinstance(head, nn.Linear) and head.in_features == full:
             _resize(head, False, columns=widths[-1], shifted=head_bias)
+
+
+def find_embeddings(base: nn.Module, family: dict[str, Any]) -> dict[str, Any]:
+    """The tables of a base model that write its residual stream, by their names."""
+    modules = dict(base.named_modules())
+    return {name: modules[name] for name in family["embeddings"] if isinstance(modules.get(name), nn.Embedding)}
 
 
 def _normalise(module: nn.Module, width: int) -> Normalise:

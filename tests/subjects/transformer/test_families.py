@@ -43,5 +43,5 @@ def test_what_reads_and_writes_the_residual_stream_is_read_from_the_table() -> N
     assert llama["attention"]["reads"] == ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
     assert llama["ffn"]["norm"] == "post_attention_layernorm"
     assert llama["ffn"]["reads"] == ["mlp.gate_proj", "mlp.up_proj"]
-    assert (gpt2["embeddings"], gpt2["final"], gpt2["conv1d"]) == (["wte", "wpe"], "ln_f", True)
+    assert (gpt2["embeddings"], gpt2["final"], gpt2["conv1d"]) == (["wte", "wpe", "lm_head", "score"], "ln_f", True)
     assert gpt2["attention"]["reads"] == ["attn.c_attn"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,6 +169,23 @@ def test_a_head_that_was_untied_is_saved_beside_its_table(tmp_path: Path) -> Non
     batch = {"input_ids": torch.tensor([[1, 5, 6, 7]])}
     again = open_part(tmp_path / "apart", "language_model")
     assert torch.equal(again.forward(batch).prediction, subject.forward(batch).prediction)
+
+
+READ = """
+import pickle, pathlib, torch
+import secateur.subjects  # the class is made as the pickle opens
+model = pickle.loads(pathlib.Path("part.pkl").read_bytes())
+torch.save(model(torch.tensor([[1, 5, 6, 7]])).logits, "logits.pt")
+"""
+
+
+def test_a_pickle_of_a_part_opens_in_another_process(tmp_path: Path) -> None:
+    model = open_part(make_qwen(tied=False), "language_model").model
+    (tmp_path / "part.pkl").write_bytes(pickle.dumps(model))
+    subprocess.run([sys.executable, "-c", READ], cwd=tmp_path, check=True)
+    logits = torch.load(tmp_path / "logits.pt", weights_only=True)
+    assert torch.equal(logits, model(torch.tensor([[1, 5, 6, 7]])).logits)
+    assert torch.equal(copy.deepcopy(model).lm_head.weight, model.lm_head.weight)
 
 
 def test_parts_of_what_is_offloaded_or_holds_an_adapter_are_refused_by_name() -> None:

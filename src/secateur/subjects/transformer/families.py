@@ -179,8 +179,6 @@ class Family:
     """The lists of layers, an encoder's before its decoder's, where the config has names of their own for them."""
     caches_by_encoder: bool = False
     """Generation makes a cache of as many layers as the encoder has, so the decoder may not be deeper (T5)."""
-    embeddings: tuple[str, ...] = ("embed_tokens", "wte", "wpe")
-    """The tables among `shared` that write the residual stream."""
     shares_positions: bool = False
     """The first layer of a stack has a table of positions, by heads, which all of its layers read (T5)."""
     notes: str = ""
@@ -224,7 +222,7 @@ class Family:
         """
         found: dict[str, Any] = {
             "layers": self.layers,
-            "embeddings": [name for name in self.embeddings if name in self.shared],
+            "embeddings": [name for name, axes in self.shared.items() if axes == _TABLE],  # and heads
             "final": next(name for name, axes in self.shared.items() if axes == _CHANNELS),
             "conv1d": self.conv1d,
         }

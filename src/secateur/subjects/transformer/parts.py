@@ -322,6 +322,9 @@ def _with_head(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
             out = self.model(*args, **given)
             return CausalLMOutputWithPast(logits=self.lm_head(out.last_hidden_state), **dict(list(out.items())[1:]))
 
+        def __reduce__(self) -> tuple[object, ...]:
+            return _make_blank, (kind,), self.__dict__  # a process that reads it has not made this class yet
+
         forward.__signature__ = inspect.signature(kind.forward)  # type: ignore[attr-defined]  # it tells what is taken
 
     Headed._tied_weights_keys = {_HEAD: "model.embed_tokens.weight"}
@@ -329,6 +332,12 @@ def _with_head(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
     Headed.__name__ = Headed.__qualname__ = f"{kind.__name__}ForCausalLM"
     setattr(sys.modules[kind.__module__], Headed.__name__, Headed)  # where pickling by name looks for it
     return Headed
+
+
+def _make_blank(kind: type[PreTrainedModel]) -> PreTrainedModel:
+    """What a pickle of `_with_head` of this kind fills."""
+    made = _with_head(kind)
+    return made.__new__(made)
 
 
 def _is_tied(model: PreTrainedModel, base: PreTrainedModel) -> bool:

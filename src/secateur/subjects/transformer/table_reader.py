@@ -189,7 +189,6 @@ class _Reading:
             blocks=tuple(sorted(blocks, key=lambda block: block.kind)),
             layer=layer,
             shared=self._read_shared(),
-            embeddings=self._list_embeddings(),
             per_sequence=self._find_per_sequence(),
             neurons=width or ("ffn_neurons" if self._knows("intermediate_size") else "intermediate_size"),
             states_neurons=bool(width),
@@ -558,15 +557,6 @@ class _Reading:
         inside = tuple(f"{self.prefix}{path}." for path in self.lists)
         outside = [name for name in self._list("") if not name.startswith(inside)]
         return {name.removeprefix(self.prefix): self._read_axes("", name, {}) for name in outside}
-
-    def _list_embeddings(self) -> tuple[str, ...]:
-        """The tables outside the layers, inside the base model, that are as wide as the residual stream."""
-        base, layers = self.tiny.base_model, tuple(f"{path}." for path in self.lists)
-        return tuple(
-            name for name, module in base.named_modules()
-            if isinstance(module, nn.Embedding) and not name.startswith(layers)
-            and self._is_stream(f"{self.prefix}{name}.weight", 1)
-        )  # fmt: skip
 
     def _list(self, start: str) -> list[str]:
         """Modules with a weight, and tensors without one beside them, by their names in tables."""
