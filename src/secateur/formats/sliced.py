@@ -87,9 +87,9 @@ def _sliced_class(plain: type) -> type:
 def slice_model(model: nn.Module, family: dict[str, Any], widths: list[int], head_bias: bool) -> None:
     """Give the residual stream of `model` its widths, in place: 1 + 2 x layers of them.
 
-    family: "layers", "embeddings" (and heads), "final" (norm), "conv1d", and for "attention" and "ffn" the "module" that is called,
-    the "norm" before it, the linear "out" into the residual stream, and the linears "reads" out of it. head_bias: norms
-    had shifts, so that what reads them has biases.
+    family: "layers", "embeddings" (and heads), "final" (norm), "conv1d", and for "attention" and "ffn" the "module"
+    that is called, the "norm" before it, the linear "out" into the residual stream, and the linears "reads" out of it.
+    head_bias: norms had shifts, so that what reads them has biases.
     """
     whole: Any = model
     base, conv1d, full = whole.base_model, family["conv1d"], whole.config.hidden_size

@@ -186,6 +186,7 @@ def test_a_pickle_of_a_part_opens_in_another_process(tmp_path: Path) -> None:
     logits = torch.load(tmp_path / "logits.pt", weights_only=True)
     assert torch.equal(logits, model(torch.tensor([[1, 5, 6, 7]])).logits)
     assert torch.equal(copy.deepcopy(model).lm_head.weight, model.lm_head.weight)
+    assert torch.equal(model(torch.tensor([[1, 5, 6, 7]]), return_dict=False)[0], logits)
 
 
 def test_parts_of_what_is_offloaded_or_holds_an_adapter_are_refused_by_name() -> None:

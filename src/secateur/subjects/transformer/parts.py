@@ -318,9 +318,13 @@ def _with_head(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
             self.post_init()
 
-        def forward(self, *args: object, **given: object) -> CausalLMOutputWithPast:
-            out = self.model(*args, **given)
-            return CausalLMOutputWithPast(logits=self.lm_head(out.last_hidden_state), **dict(list(out.items())[1:]))
+        def forward(
+            self, *args: object, return_dict: bool | None = None, **given: object
+        ) -> CausalLMOutputWithPast | tuple[object, ...]:
+            out = self.model(*args, return_dict=True, **given)
+            made = CausalLMOutputWithPast(logits=self.lm_head(out.last_hidden_state), **dict(list(out.items())[1:]))
+            named = self.config.return_dict if return_dict is None else return_dict
+            return made if named else made.to_tuple()
 
         def __reduce__(self) -> tuple[object, ...]:
             return _make_blank, (kind,), self.__dict__  # a process that reads it has not made this class yet
@@ -336,8 +340,8 @@ def _with_head(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 def _make_blank(kind: type[PreTrainedModel]) -> PreTrainedModel:
     """What a pickle of `_with_head` of this kind fills."""
-    made = _with_head(kind)
-    return made.__new__(made)
+    blank: PreTrainedModel = object.__new__(_with_head(kind))
+    return blank
 
 
 def _is_tied(model: PreTrainedModel, base: PreTrainedModel) -> bool:
