@@ -93,7 +93,7 @@ def slice_model(model: nn.Module, family: dict[str, Any], widths: list[int], hea
     """
     whole: Any = model
     base, conv1d, full = whole.base_model, family["conv1d"], whole.config.hidden_size
-    for table in find_embeddings(base, family).values():
+    for table in find_embeddings(base, family["embeddings"]).values():
         table.weight = nn.Parameter(table.weight.new_zeros(table.num_embeddings, widths[0]))
         table.embedding_dim = widths[0]
     for index, layer in enumerate(base.get_submodule(family["layers"])):
@@ -118,10 +118,9 @@ def slice_model(model: nn.Module, family: dict[str, Any], widths: list[int], hea
             _resize(head, False, columns=widths[-1], shifted=head_bias)
 
 
-def find_embeddings(base: nn.Module, family: dict[str, Any]) -> dict[str, Any]:
-    """The tables of a base model that write its residual stream, by their names."""
-    modules = dict(base.named_modules())
-    return {name: modules[name] for name in family["embeddings"] if isinstance(modules.get(name), nn.Embedding)}
+def find_embeddings(base: nn.Module, names: list[str]) -> dict[str, nn.Embedding]:
+    """Those of these modules of a base model that write its residual stream."""
+    return {name: one for name, one in base.named_modules() if name in names and isinstance(one, nn.Embedding)}
 
 
 def _normalise(module: nn.Module, width: int) -> Normalise:

@@ -92,7 +92,7 @@ class Rotated(Decoder):
     def _points(self) -> dict[str, tuple[int, ...]]:
         """Parameter -> the points along whose channels its dimensions lie, for those that have such."""
         table, prefix = self.family.stream(), self.layout.prefix
-        tables = find_embeddings(self.model.base_model, table)
+        tables = find_embeddings(self.model.base_model, table["embeddings"])
         found: dict[str, tuple[int, ...]] = {f"{prefix}{name}.weight": (0,) for name in tables}
         found |= {f"{name}.weight": (len(self.stream) - 1,) for name in self._heads()}
         for index, path in enumerate(self.layers()):
@@ -116,7 +116,7 @@ class Rotated(Decoder):
         table, paths = self.family.stream(), self.layers()
         base, conv1d = self.model.base_model, self.family.conv1d
         if point == 0:
-            for embedding in find_embeddings(base, table).values():
+            for embedding in find_embeddings(base, table["embeddings"]).values():
                 embedding.weight = nn.Parameter(_times(embedding.weight, basis))
                 embedding.embedding_dim = basis.shape[1]
         else:
@@ -213,7 +213,7 @@ def _fold(subject: Transformer) -> Rotated:
     for name in heads:
         _move_gain(state, name, final, False, offset)
     centred = bool(cutting.layer_norms(layout))
-    for name in find_embeddings(model.base_model, table) if centred else ():
+    for name in find_embeddings(model.base_model, table["embeddings"]) if centred else ():
         _centre(state, f"{prefix}{name}.weight", 1)
     for path in layout.layers():
         for kind in ("attention", "ffn"):
