@@ -340,7 +340,7 @@ def _with_head(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 def _make_blank(kind: type[PreTrainedModel]) -> PreTrainedModel:
     """What a pickle of `_with_head` of this kind fills."""
-    blank: PreTrainedModel = object.__new__(_with_head(kind))
+    blank: PreTrainedModel = object.__new__(_with_head(kind))  # type: ignore[arg-type]  # as above
     return blank
 
 
