@@ -65,6 +65,17 @@ def test_folding_and_turning_change_no_logits(name: str) -> None:
     assert all(torch.equal(before[key], tensor) for key, tensor in subject.model.state_dict().items())
 
 
+def test_a_factor_is_that_of_the_class_though_a_sub_block_of_the_first_layer_says_nothing() -> None:
+    """Measured on the model itself it was 0, and all other layers lost that sub-block."""
+    subject = derive("Granite")
+    torch.nn.init.zeros_(subject.model.model.layers[0].self_attn.o_proj.weight)
+    subject.model.bfloat16().float()
+    batch = padded(subject)
+    with torch.no_grad():
+        wanted = subject.forward(batch).prediction
+        torch.testing.assert_close(turned(subject).forward(batch).prediction, wanted, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_it_costs_what_was_predicted(name: str) -> None:
     subject = make(name)

@@ -36,6 +36,7 @@ from secateur.vocabulary import Units
 __all__ = ["Rotated", "fold_norms"]
 
 _EXAMPLES = "llama, mistral, qwen2, qwen3, phi3 or gpt2"
+_NO_FACTORS = {"attention": 1.0, "ffn": 1.0}
 
 
 class Rotated(Decoder):
@@ -188,14 +189,14 @@ def fold_norms(subject: Transformer) -> Rotated:
     it is turned.
     """
     _check_rotatable(subject)
-    return _fold(subject)
+    return _fold(subject, _NO_FACTORS if find(subject.family.model_type) else _prove(subject))
 
 
-def _fold(subject: Transformer) -> Rotated:
+def _fold(subject: Transformer, factors: Mapping[str, float]) -> Rotated:
+    """The model with its norms folded; factors: kind of sub-block -> what its output is multiplied by."""
     layout, model, offset = subject.layout, subject.model, subject.family.norm_offset
     table, prefix, conv1d = subject.family.stream(), layout.prefix, subject.family.conv1d
     final = model.get_submodule(f"{prefix}{table['final']}")
-    factors = dict.fromkeys(("attention", "ffn"), 1.0) if find(subject.family.model_type) else _find_factors(subject)
     config: Any = copy.deepcopy(model.config)
     config.tie_word_embeddings = False
     config.secateur = (getattr(config, "secateur", None) or {}) | {
@@ -268,20 +269,11 @@ def _check_rotatable(subject: Transformer) -> None:
     branches = low_rank.find_branches(subject.model)
     if branches:
         raise UnsupportedError(f"{next(iter(branches))} has a branch beside it: merge it first")
-    why = "" if find(kind) else _try_small(subject)
-    if why:
-        raise UnsupportedError(
-            f"rotating {kind} is not exact: on a small copy, {why}; give a dense decoder such as {_EXAMPLES}, or take "
-            "minitron or llm_pruner with axes=channels"
-        )
 
 
 @torch.no_grad()
 def _find_factors(subject: Transformer) -> dict[str, float]:
-    """Kind of sub-block -> what its output is multiplied by before the residual stream takes it, such as Granite's.
-
-    Measured on a few tokens in the first layer, and where rounding may blur it, that setting of the config.
-    """
+    """Kind of sub-block -> what its output is multiplied by before the residual stream takes it, in the first layer."""
     entering, calls = record_calls(subject, {"input_ids": make_tokens()})
     layer, (args, kwargs) = subject.model.get_submodule(subject.layers()[0]), calls[0]
     given = dict[str, Tensor]()
@@ -301,30 +293,41 @@ def _find_factors(subject: Transformer) -> dict[str, float]:
             handle.remove()
     more = (left[0] if isinstance(left, tuple) else left).double() - entering.double()
     columns = torch.stack([one.double().flatten() for one in given.values()], 1)
-    found = torch.linalg.lstsq(columns.cpu(), more.flatten()[:, None].cpu()).solution[:, 0].tolist()
+    found: list[float] = torch.linalg.lstsq(columns, more.flatten()[:, None]).solution[:, 0].tolist()
+    return dict(zip(given, found, strict=True))
+
+
+def _prove(subject: Transformer) -> dict[str, float]:
+    """The factors of a derived family, with which a small copy says the same once it is turned at all points.
+
+    They are measured on that copy, whose sub-blocks all say something, and are 1 or a setting: others may go by sizes
+    that the copy has not. Raises `UnsupportedError` where the copy says something else: no table that was derived tells
+    of further inputs of layers, of sub-blocks side by side and the like.
+    """
+    small = type(subject)(copy_small(subject.model), subject.family)
     said = [1.0, *(value for value in subject.model.config.to_dict().values() if isinstance(value, float))]
-    factors = {}
-    for kind, factor in zip(given, found, strict=True):
-        near = min(said, key=lambda value: abs(value - factor))
-        factors[kind] = near if abs(near - factor) <= 0.01 * abs(factor) else factor
+    factors, why = dict[str, float](), ""
+    try:
+        for kind, factor in _find_factors(small).items():
+            factors[kind] = min(said, key=lambda value: abs(value - factor))
+        why = _try_small(small, factors)
+    except Exception as error:  # whatever its class says against layers of another form
+        why = f"it fails ({describe_error(error)})"
+    if why:
+        raise UnsupportedError(
+            f"rotating {subject.family.model_type} is not exact: on a small copy, {why}; give a dense decoder such as "
+            f"{_EXAMPLES}, or take minitron or llm_pruner with axes=channels"
+        )
     return factors
 
 
-def _try_small(subject: Transformer) -> str:
-    """What goes wrong where a small copy is rotated at all points, "" where nothing does.
-
-    No table that was derived tells of further inputs of layers, of sub-blocks side by side and the like.
-    """
-    small = type(subject)(copy_small(subject.model), subject.family)
-    tokens, draw = make_tokens(), torch.Generator().manual_seed(0)
-    try:
-        turned = _fold(small)
-        for point, width in enumerate(turned.stream):
-            turned.turn(point, torch.linalg.qr(torch.randn(width, width, dtype=torch.float64, generator=draw))[0])
-        with torch.no_grad():
-            before, after = (run_model(one.model, tokens).logits for one in (small, turned))
-    except Exception as error:  # whatever its class says against layers of another form
-        return f"it fails ({describe_error(error)})"
+def _try_small(small: Transformer, factors: Mapping[str, float]) -> str:
+    """What is wrong with a small model that is turned at all points, "" where it is as it should be."""
+    tokens, draw, turned = make_tokens(), torch.Generator().manual_seed(0), _fold(small, factors)
+    for point, width in enumerate(turned.stream):
+        turned.turn(point, torch.linalg.qr(torch.randn(width, width, dtype=torch.float64, generator=draw))[0])
+    with torch.no_grad():
+        before, after = (run_model(one.model, tokens).logits for one in (small, turned))
     if differ(after, before) > NEAR:
         return "its logits change"
     wrong = run_check(step_behind, turned.model) if not run_check(step_behind, small.model) else ""
