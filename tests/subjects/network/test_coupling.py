@@ -150,6 +150,185 @@ def test_ones_that_outlive_a_pass_have_no_labels_in_the_next() -> None:
         }
 
 
+class Stored(nn.Module):
+    """It multiplies by a view of ones that a cache holds, made from ones which had labels."""
+
+    cache: ClassVar[dict[int, torch.Tensor]] = {}
+
+    def __init__(self, wide: int) -> None:
+        super().__init__()
+        self.before = nn.Sequential(nn.Linear(5, wide), nn.ReLU(), nn.Linear(wide, 5)) if wide else nn.Identity()
+        self.a, self.c = nn.Linear(5, 12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.a(self.before(x))
+        if 12 not in self.cache:
+            ones = torch.ones(1, 12)
+            hidden = hidden * ones
+            self.cache[12] = ones.clone()
+        output: torch.Tensor = self.c((hidden * self.cache[12]).relu())
+        return output
+
+
+@pytest.mark.parametrize("widths", [(0, 40), (40, 0)])
+def test_what_was_made_of_ones_with_labels_has_none_in_the_next_pass(widths: tuple[int, ...]) -> None:
+    """Channels of unlike layers were tied, or numbers of the other network were read."""
+    Stored.cache.clear()
+    for wide in widths:
+        sites = couple(record(Stored(wide).eval(), Example.of(torch.rand(4, 5)))).sites
+        assert {name: len(site.classes) for name, site in sites.items()} == {
+            "a.channels": 12, **({"before.0.channels": 40, "before.2.channels": 5} if wide else {}),
+        }  # fmt: skip
+
+
+class Moving(nn.Module):
+    """Its states get another dimension in place."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.a, self.b = way, nn.Linear(5, 12), nn.Linear(12, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.a(x).relu()
+        if self.way == "unsqueeze_":
+            hidden = hidden.unsqueeze_(1).squeeze(1)
+        elif self.way == "squeeze_":
+            hidden = hidden.unsqueeze(1).squeeze_(1)
+        elif self.way == "t_":
+            hidden = hidden.t_().t()
+        elif self.way == "transpose_":
+            hidden = hidden[None].transpose_(1, 2).transpose(1, 2)[0]
+        output: torch.Tensor = self.b(hidden)
+        return output
+
+
+@pytest.mark.parametrize("way", ["unsqueeze_", "squeeze_", "t_", "transpose_"])
+def test_dimensions_may_move_in_place(way: str) -> None:
+    sites = couple(record(Moving(way).eval(), Example.of(torch.rand(4, 5)))).sites
+    assert {name: len(site.classes) for name, site in sites.items()} == {"a.channels": 12}
+
+
+class Own(nn.Module):
+    """A layer with a matrix [in, out] of its own."""
+
+    def __init__(self, inputs: int, outputs: int, way: str) -> None:
+        super().__init__()
+        self.way, self.matrix = way, nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = {
+            "@": lambda: x @ self.matrix,
+            "one by one": lambda: torch.stack([row @ self.matrix for row in x]),
+            "linear": lambda: nn.functional.linear(x, self.matrix.t()),
+            "einsum": lambda: torch.einsum("bi,io->bo", x, self.matrix),
+            "bmm": lambda: torch.bmm(x[:, None], self.matrix.expand(len(x), -1, -1))[:, 0],
+            "turned": lambda: (self.matrix.t() @ x.t()).t(),
+            "tensordot": lambda: torch.tensordot(x, self.matrix, 1),
+            "scaled": lambda: x @ (self.matrix * 0.5),
+        }[self.way]()
+        return product
+
+
+@pytest.mark.parametrize("way", ["@", "one by one", "linear", "einsum", "bmm", "turned", "tensordot", "scaled"])
+def test_a_matrix_of_any_name_makes_channels_however_it_is_multiplied(way: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out, self.b, self.a = nn.Linear(10, 3), Own(12, 10, way), Own(5, 12, way)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.out(self.b(self.a(x).relu()).relu())
+            return output
+
+    sites = couple(record(Net().eval(), Example.of(torch.rand(4, 5)))).sites
+    assert {name: len(site.classes) for name, site in sites.items()} == {"a.channels": 12, "b.channels": 10}
+
+
+def test_layers_under_weight_norm_name_their_own_channels() -> None:
+    normed = nn.utils.parametrizations.weight_norm
+    for layers in (
+        (normed(nn.Conv1d(5, 12, 3)), nn.ReLU(), normed(nn.Conv1d(12, 16, 3)), nn.ReLU(), nn.Conv1d(16, 3, 1)),
+        (normed(nn.ConvTranspose1d(5, 12, 3)), nn.ReLU(), normed(nn.ConvTranspose1d(12, 16, 3)), nn.Conv1d(16, 3, 1)),
+    ):
+        sites = couple(record(nn.Sequential(*layers).eval(), Example.of(torch.rand(2, 5, 16)))).sites
+        assert {name.partition(".")[0]: len(site.classes) for name, site in sites.items()} == {"0": 12, "2": 16}
+
+
+@pytest.mark.parametrize("way", ["bool", "casts", "scaled"])
+def test_one_mask_of_two_attentions_joins_their_heads_through_casts(way: str) -> None:
+    """Their heads were tied to the residual stream, so that its channels stayed."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.o = (nn.Linear(24, 24) for _ in range(4))
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            q, k, v = (one(x).view(2, 5, 4, 6).transpose(1, 2) for one in (self.q, self.k, self.v))
+            out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+            output: torch.Tensor = self.o(out.transpose(1, 2).reshape(2, 5, 24))
+            return output
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.a, self.b, self.c = nn.Linear(7, 24), Attention(), Attention(), nn.Linear(24, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.e(x)
+            mask = torch.ones(2, 4, 5, 5, dtype=torch.bool)
+            if way == "casts":
+                mask = torch.zeros(2, 4, 5, 5).to(torch.float64).to(x.dtype)
+            elif way == "scaled":
+                mask = (1 - mask.to(x.dtype)) * -1e9
+            for attention in (self.a, self.b):
+                x = x + attention(x, mask)
+            output: torch.Tensor = self.c(x)
+            return output
+
+    sites = couple(record(Net().eval(), Example.of(torch.rand(2, 5, 7)))).sites
+    assert {name: len(site.classes) for name, site in sites.items()} == {"e.channels": 24, "a.q.heads": 4}
+
+
+def test_one_head_of_a_mask_that_is_one_value_all_over_is_as_good_as_any_other() -> None:
+    """The first head of the attention before stayed."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.e, self.q, self.k, self.v, self.o = nn.Linear(7, 24), *(nn.Linear(24, 24) for _ in range(4))
+            self.c = nn.Linear(24, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x, mask = self.e(x), torch.zeros(2, 4, 5, 5)
+            for heads in (4, 1):
+                q, k, v = (layer(x).view(2, 5, 4, 6).transpose(1, 2) for layer in (self.q, self.k, self.v))
+                weights = (q @ k.transpose(2, 3) + mask[:, :heads]).softmax(-1)
+                x = x + self.o((weights @ v).transpose(1, 2).reshape(2, 5, 24))
+            output: torch.Tensor = self.c(x)
+            return output
+
+    sites = couple(record(Net().eval(), Example.of(torch.rand(2, 5, 7)))).sites
+    assert {name: len(site.classes) for name, site in sites.items()} == {"e.channels": 24, "q.heads": 4}
+
+
+def test_an_operator_of_ones_own_may_be_called_as_one_of_torch() -> None:
+    @torch.library.custom_op("secateur_tests::convolution", mutates_args=())
+    def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x * weight.sum()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.weight = nn.Linear(5, 12), nn.Linear(12, 3), nn.Parameter(torch.ones(3, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = convolve(self.b(self.a(x).relu()), self.weight)
+            return output
+
+    assert list(couple(record(Net().eval(), Example.of(torch.rand(4, 5)))).sites) == ["a.channels"]
+
+
 def test_a_layer_whose_weight_is_used_the_other_way_too_names_its_site() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
 
 from secateur.errors import UnsupportedError
-from secateur.formats import reload
+from secateur.formats import expert_tensors, reload
 from secateur.measure import size
 from secateur.score import hessian
 from secateur.subjects import Moe, Transformer, open_subject
+from secateur.subjects.network import coupling
 from secateur.subjects.transformer import blocks, deriving, families, layout, shapes
 from secateur.subjects.transformer.costs import Profile
 from secateur.subjects.transformer.deriving import derive, find_family, prove
@@ -115,6 +117,17 @@ def test_what_was_derived_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(deriving, "_known", {})
     kept.write_text('{"model_type": 3}')  # damaged, or of another version
     assert find_family(architecture, config) == found
+
+
+@pytest.mark.parametrize("source", [deriving, coupling, expert_tensors])
+def test_what_other_code_derived_is_not_used(source: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    known, read = deriving._digest(), Path.read_bytes
+
+    def read_changed(path: Path) -> bytes:
+        return read(path) + (b"# changed" if path == Path(str(source.__file__)) else b"")
+
+    monkeypatch.setattr(Path, "read_bytes", read_changed)
+    assert deriving._digest.__wrapped__() != known
 
 
 @pytest.mark.parametrize(

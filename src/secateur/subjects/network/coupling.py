@@ -271,7 +271,9 @@ def _sites(run: Run, classes: Classes, stays: np.ndarray) -> dict[str, Coupled]:
     sizes = np.bincount(kind)
     groups = np.split(in_order[np.argsort(kind, kind="stable")], np.cumsum(sizes)[:-1])
     heads, aligned = _among(run.flow.heads, classes), _among(run.flow.aligned, classes)
+    made, read = _axes_among(run.made, axes), _axes_among(run.read, axes)
     matrices = {name for name in run.flow.atoms.matrices if name.endswith("weight")}
+    ranks = {axis.start: _rank(axis, at in made, at in read, matrices) for at, axis in enumerate(axes)}
     result: dict[str, Coupled] = {}
     for group in [groups[place] for place in np.argsort(first)]:
         one = int(group[0])
@@ -280,9 +282,9 @@ def _sites(run: Run, classes: Classes, stays: np.ndarray) -> dict[str, Coupled]:
         if len(group) < 2 or any(count * len(group) < 2 for _, count in touched):
             # The last unit always stays.
             continue
-        touched.sort(key=lambda pair: (_rank(pair[0], matrices, run.turned), pair[0].start))
-        made = touched[0][0].tensor
-        base = made.rpartition(".")[0] if "." in made else made
+        touched.sort(key=lambda pair: (ranks[pair[0].start], pair[0].start))
+        maker = touched[0][0].tensor
+        base = maker.rpartition(".")[0] if "." in maker else maker
         kind_of = "heads" if heads[seen[one]] and touched[0][1] > 1 else "channels"
         name, number = f"{base}.{kind_of}", 2
         while name in result:
@@ -304,11 +306,26 @@ def _among(labels: Iterable[Tensor], classes: Classes) -> np.ndarray:
     return result
 
 
-def _rank(axis: Axis, matrices: set[str], turned: Set[str]) -> int:
-    """What makes channels comes first: rows of a matrix (columns where it is turned), then others, then vectors."""
-    if axis.tensor not in matrices:
-        return 1 if axis.dim else 2
-    return 0 if axis.dim == (axis.tensor in turned) else 1
+def _axes_among(labels: Iterable[Tensor], axes: Sequence[Axis]) -> set[int]:
+    """The places of axes that have atoms among these labels."""
+    starts = np.array([axis.start for axis in axes])
+    found: set[int] = set()
+    for label in {id(one): one for one in labels}.values():
+        atoms = np.unique(label.numpy())
+        found |= set((np.searchsorted(starts, atoms[atoms > 0], "right") - 1).tolist())
+    return found
+
+
+def _rank(axis: Axis, made: bool, read: bool, matrices: Set[str]) -> int:
+    """What makes channels in a product comes first, then what reads them, and last what is added or scales them.
+
+    Rows of a matrix make them where no product says otherwise.
+    """
+    if made:
+        return int(read)
+    if axis.tensor in matrices and axis.dim == 0 and not read:
+        return 0
+    return 2 if axis.dim or read else 3
 
 
 def _reasons(axes: Sequence[Axis], classes: Classes, stays: np.ndarray) -> dict[str, str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from secateur.subjects.network.labels import NOTHING, Flow
+from secateur.subjects.network.labels import NOTHING, SOURCES, Flow
 from secateur.subjects.network.operators import (
     Arguments,
     Call,
@@ -86,6 +86,8 @@ def apply(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: 
         if only and (base in SAME or base in MOVES or pointwise):
             for value in results_of(out):
                 flow.mark(value, NOTHING, blank=True)
+                if isinstance(value, Tensor) and all(one is not value for one in tensors):
+                    value.__dict__[SOURCES] = [one for one in tensors if one.dim() == value.dim()]
                 if base in _PASSING and base not in SAME:
                     value.__dict__[_BASE] = args[0]
         elif inplace and tensors and out is tensors[0]:
@@ -101,13 +103,16 @@ def apply(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: 
     if base not in _PASSING:
         for value in tensors:
             flow.drop_single(value)
+    one = (base in SAME or base in MOVES or pointwise) and all(flow.blank(value) for value in tensors)  # value all over
     labels = rule(flow, Call(func, name, args, kwargs, out))
     # A linear layer whose input lies in pieces adds its bias on its own.
     passed = bool(args) and flow.linear(args[0]) and (base in _PASSING or (base == "add" and _is_row(args[1])))
     for value in results:
         flow.mark_linear(value, passed or base in _LINEAR)
     for value, own in zip(results, labels if isinstance(labels, list) else [labels] * len(results), strict=False):
-        flow.mark(value, own)
+        if one:  # an index that is picked out of it is as good as any other
+            own = tuple(label for label in own if label.numel() > 1)
+        flow.mark(value, own, blank=one and not inplace)
     if inplace and results and flow.blank(results[0]):
         flow.mark(results[0], flow.labels(results[0]), blank=False)
 

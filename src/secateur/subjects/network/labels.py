@@ -26,6 +26,7 @@ from torch import Tensor
 
 __all__ = [
     "NOTHING",
+    "SOURCES",
     "Atoms",
     "Axis",
     "Classes",
@@ -51,6 +52,8 @@ NOTHING: Labels = ()
 _MARK = "_secateur_labels"
 _BLANK = "_secateur_blank"
 _LINEAR = "_secateur_linear"
+SOURCES = "_secateur_sources"
+"""Of a tensor of one value: those that it was made of, in as many dimensions."""
 
 
 # ----------------------------------------------------------------------------------------------------- label tensors
@@ -287,17 +290,17 @@ class Flow:
         """Modules whose attention keeps all its heads: the same dimensions of each go instead."""
         self.aligned: list[Tensor] = []
         """Labels whose number must stay a multiple of some power of two, for the sake of a kernel."""
-        self.taken: list[Tensor] = []
-        """Tensors of one value that have labels until the pass ends, see `take_on`."""
+        self._pass = object()
+        """Whose its labels are: tensors may outlive the pass, and be read in one of another network."""
         self.heads: list[Tensor] = []
         """Labels that were carried on by the batch of a product alone: heads of an attention."""
 
     # ------------------------------------------------------------------------------------------ labels on tensors
 
     def labels(self, value: object) -> Labels:
-        """The labels of a tensor; none of anything else."""
-        labels: Labels = getattr(value, _MARK, NOTHING)
-        return labels
+        """The labels of a tensor that it has in this pass, which it may outlive; none of anything else."""
+        owner, labels = getattr(value, _MARK, (None, NOTHING))
+        return labels if owner is self._pass else NOTHING
 
     def operand(self, value: object) -> Operand:
         """A tensor or number as a rule sees it."""
@@ -309,31 +312,38 @@ class Flow:
         """Whether a tensor is one value all over, made by the forward pass."""
         return getattr(value, _BLANK, False)
 
-    def take_on(self, value: object, labels: Labels) -> None:
-        """Let a tensor of one value have labels of what it was broadcast to: it is of one shape wherever it goes."""
+    def take_on(self, value: object, labels: Iterable[Tensor]) -> None:
+        """Let a tensor of one value have labels of what it was broadcast to: it is of one shape wherever it goes.
+
+        So have those that it was made of; what two casts of one mask are broadcast to is joined.
+        """
         if not (isinstance(value, Tensor) and self.blank(value)):
             return
-        own, free = list(self.labels(value)), set(wide(tuple(value.shape)))
+        own, free, fitting = list(self.labels(value)), set(wide(tuple(value.shape))), list[Tensor]()
         free = free.difference(*(varying(label) for label in own))
         for label in labels:
             lead = label.dim() - value.dim()
-            if (dims := {dim - lead for dim in varying(label)}) and dims <= free:
-                own.append(label.reshape(label.shape[lead:]))
+            dims = {dim - lead for dim in varying(label)}
+            if not dims or min(dims) < 0 or any(value.shape[dim] != label.shape[dim + lead] for dim in dims):
+                continue
+            mine = label.reshape(label.shape[lead:])
+            fitting.append(mine)
+            if dims <= free:
+                own.append(mine)
                 free -= dims
+            else:
+                for other in self.labels(value):
+                    if other.shape == mine.shape:
+                        self.join(other, mine, "is combined with one and the same tensor")
         self.mark(value, tuple(own), blank=True)
-        self.taken.append(value)
-
-    def forget_taken(self) -> None:
-        """Take back what `take_on` gave: a tensor may outlive the pass, and be read in one of another network."""
-        for value in self.taken:
-            self.mark(value, NOTHING, blank=self.blank(value))
-        self.taken.clear()
+        for source in getattr(value, SOURCES, ()):
+            self.take_on(source, fitting)
 
     def mark(self, value: object, labels: Labels, blank: bool = False) -> None:
         """Put labels on a tensor."""
         if isinstance(value, Tensor):
             if labels or hasattr(value, _MARK):
-                setattr(value, _MARK, labels)
+                setattr(value, _MARK, (self._pass, labels))
             if blank or hasattr(value, _BLANK):
                 setattr(value, _BLANK, blank)
 

@@ -23,7 +23,7 @@ from secateur._utils import devices
 from secateur._utils.outputs import leaves
 from secateur.subjects.network import flops, labelling, silencing
 from secateur.subjects.network.labels import Atoms, Flow, Labels
-from secateur.subjects.network.operators import Arguments, EagerMode, Keywords
+from secateur.subjects.network.operators import Arguments, EagerMode, Keywords, name_of
 from secateur.subjects.network.rules import RECURRENT
 
 __all__ = ["WIDENED", "Example", "Run", "evaluate", "record", "resting", "running", "tensors_of", "training"]
@@ -93,8 +93,10 @@ class Run:
     flow: Flow
     used: set[str]
     """Names of the parameters and buffers that took part."""
-    turned: set[str]
-    """Those that were read along their first dimension and made channels along their second."""
+    made: list[Tensor]
+    """Labels of the parameters in products with what flows, along which these make channels."""
+    read: list[Tensor]
+    """The same, along which they read channels."""
     products: list[flops.Product]
     """What each operator costs."""
     reads: list[str] = field(default_factory=list)
@@ -220,11 +222,10 @@ def record(
                 one()
             mode.products = products
     finally:
-        flow.forget_taken()
         for tensor in found.values():
-            for mark in ("_secateur_labels", "_secateur_blank", "_secateur_base", "_secateur_raw"):
-                tensor.__dict__.pop(mark, None)
-    return Run(output, flow, mode.used, mode.turned - mode.straight, mode.products, mode.reads, mode.looks, late)
+            for mark in ("labels", "blank", "base", "raw", "sources"):
+                tensor.__dict__.pop(f"_secateur_{mark}", None)
+    return Run(output, flow, mode.used, mode.made, mode.read, mode.products, mode.reads, mode.looks, late)
 
 
 def _late(model: nn.Module, example: Example, idle: Set[str]) -> bool:
@@ -282,6 +283,28 @@ def _constants(model: nn.Module) -> set[int]:
     }
 
 
+_FACTORS = {
+    **dict.fromkeys(("convolution", "mm", "bmm", "mv", "_grouped_mm"), (0, 1)),
+    **dict.fromkeys(("addmm", "baddbmm", "addmv"), (1, 2)),
+}
+"""Operator -> the places of the two factors of its product."""
+_MOVING = frozenset(("squeeze_", "unsqueeze_", "t_", "transpose_", "swapaxes_", "swapdims_"))
+"""Operators that give a tensor other dimensions in place."""
+
+
+def _show(func: OpOverload, args: Arguments) -> tuple[OpOverload, Arguments]:
+    """An operator and its arguments as rules know them: of one that moves dimensions in place, as they were before."""
+    name = name_of(func)
+    if name not in _MOVING:
+        return func, args
+    before = torch.ops.aten.alias.default(args[0])
+    before.__dict__.update(args[0].__dict__)  # its labels
+    overloads = getattr(torch.ops.aten, name[:-1])
+    kind = "int" if "transpose" in name else func._overloadname  # there is no other of that name
+    shown: OpOverload = getattr(overloads, kind)
+    return shown, (before, *args[1:])
+
+
 class _Recorder(EagerMode):
     """Labels every tensor that an operator returns."""
 
@@ -291,9 +314,8 @@ class _Recorder(EagerMode):
         super().__init__()
         self.flow, self.names, self.kept = flow, names, kept
         self.used: set[str] = set()
-        self.turned: set[str] = set()
-        self.straight: set[str] = set()
-        """Parameters [out, in, ...] as layers read them, perhaps beside another way."""
+        self.made: list[Tensor] = []
+        self.read: list[Tensor] = []
         self.products: list[flops.Product] = []
         self.own: set[int] = set()
         self.reads: list[str] = []
@@ -322,34 +344,49 @@ class _Recorder(EagerMode):
                 elif id(one) in self.given:
                     live |= _INPUTS
                 live |= getattr(one, _LIVE, 0)
-        self._note_use(func.overloadpacket.__name__, args)
+        if self.kept is None:
+            self._note_use(func, args)
         if func.overloadpacket.__name__.endswith("_") and args and id(args[0]) in self.names.keys() - self.own:
             # The pass writes into a parameter, which is shared with the model that must stay as it is.
             self.own.add(id(args[0]))
             args[0].data = args[0].data.clone()
+        shown, given = _show(func, args)
         if self.kept is None:
             self._take((*args, *kwargs.values()))
             out = func(*args, **kwargs)
             self.products += flops.products(self.flow, func, args, kwargs, out)
             if live and func.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "equal"):
                 (self.reads if live & _PARAMETERS else self.looks).append(self.flow.where)
-            labelling.apply(self.flow, func, args, kwargs, out)
+            labelling.apply(self.flow, shown, given, kwargs, out)
             self._give(out, live)
             return out
         out = silencing.call(self.flow, self.kept, func, args, kwargs)
-        labelling.apply(self.flow, func, args, kwargs, out)
+        labelling.apply(self.flow, shown, given, kwargs, out)
         silencing.silence(self.flow, self.kept, func, args, out)
         return out
 
-    def _note_use(self, name: str, args: Arguments) -> None:
-        """Note along which dimension a parameter makes channels: the second, in products of rows of what flows."""
-        first, last = (self.names.get(id(args[place])) if args else None for place in (0, -1))
-        if name in ("t", "transpose", "permute") and first:
-            self.straight.add(first)
-        elif name == "convolution" and (weight := self.names.get(id(args[1]))):
-            (self.turned if args[6] else self.straight).add(weight)
-        elif name in ("mm", "addmm") and last and id(args[-2]) not in self.names:
-            self.turned.add(last)
+    def _note_use(self, func: OpOverload, args: Arguments) -> None:
+        """Note which dimensions of parameters make channels of what flows in a product, and which read them."""
+        places = _FACTORS.get(name_of(func))
+        if places is None:
+            return
+        live = [self._find_live(args[place]) for place in places]
+        for mine, other in ((0, 1), (1, 0)):
+            weight = args[places[mine]]
+            if live[mine] != _PARAMETERS or not live[other] & _INPUTS or weight.dim() == 1:
+                continue
+            made, read = weight.dim() - 2 + mine, weight.dim() - 1 - mine
+            if name_of(func) == "convolution":
+                made, read = (1, 0) if args[6] else (0, 1)
+            for label in self.flow.labels(weight):
+                self.made += [label] if label.shape[made] > 1 else []
+                self.read += [label] if label.shape[read] > 1 else []
+
+    def _find_live(self, value: object) -> int:
+        """Whether a tensor comes of parameters, of inputs, or of both."""
+        if id(value) in self.names:
+            return _PARAMETERS
+        return _INPUTS if id(value) in self.given else getattr(value, _LIVE, 0)
 
     def _take(self, values: Sequence[object]) -> None:
         for value in values:

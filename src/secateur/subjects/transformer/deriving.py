@@ -1,7 +1,7 @@
 """The table of a family that is not written by hand, derived from the network analysis of a small copy of the model.
 
 No family is known by name. Cuts of the copy are compared with the same units silenced; an axis that fails stays whole,
-with the reason. What was found is kept on the disk, by class, structure and version of transformers.
+with the reason. What was found is kept on the disk, by class, structure, and versions of libraries and of this code.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 import secateur
+from secateur import formats, subjects
 from secateur._utils.disk import cache_folder, writing
 from secateur.errors import ModelError, SecateurError, UnsupportedError
 from secateur.subjects.network.checks import check_branches
@@ -88,9 +89,10 @@ def find_family(architecture: type[PreTrainedModel], config: PretrainedConfig) -
 
 @cache
 def _digest() -> str:
-    """Of the code that derives: what other code has found is not used."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    """Of the code that derives, that of the analysis included: what other code has found is not used."""
+    sources = [path for package in (subjects, formats) for path in Path(package.__path__[0]).rglob("*.py")]
+    code = b"".join(path.read_bytes() for path in sorted(sources))
+    return hashlib.sha256(code + torch.__version__.encode()).hexdigest()
 
 
 def _read_kept(key: str) -> Family | None:
