@@ -27,7 +27,6 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 import secateur
-from secateur import formats, subjects
 from secateur._utils.disk import cache_folder, writing
 from secateur.errors import ModelError, SecateurError, UnsupportedError
 from secateur.subjects.network.checks import check_branches
@@ -90,7 +89,8 @@ def find_family(architecture: type[PreTrainedModel], config: PretrainedConfig) -
 @cache
 def _digest() -> str:
     """Of the code that derives, that of the analysis included: what other code has found is not used."""
-    sources = [path for package in (subjects, formats) for path in Path(package.__path__[0]).rglob("*.py")]
+    package = Path(secateur.__file__).parent
+    sources = [path for part in ("subjects", "formats") for path in (package / part).rglob("*.py")]
     code = b"".join(path.read_bytes() for path in sorted(sources))
     return hashlib.sha256(code + torch.__version__.encode()).hexdigest()
 
