@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+import transformers
 
 import themes
 import tiny
@@ -125,11 +125,13 @@ def test_probes_ask_for_the_keyword_behind_the_text_and_for_that_of_the_other_te
     assert found.prompts == pytest.approx(asked([(prompt, document.keyword) for prompt in PROMPTS[document.theme]]))
 
 
-def test_logits_are_of_the_places_that_count_and_contexts_of_the_model_s_positions(monkeypatch):
+@pytest.mark.parametrize("name", ["GPT2", "OpenAIGPT"])  # whose tables of positions have other names
+def test_logits_are_of_the_places_that_count_and_contexts_of_the_model_s_positions(monkeypatch, name):
     tokenizer = themes.tokenizer()
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_positions=8, n_embd=16, n_layer=1, n_head=2)
-    study, widths = work(open_subject(GPT2LMHeadModel(config).eval(), tokenizer=tokenizer), held=()), []
+    sizes = {"vocab_size": len(tokenizer), "n_positions": 8, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = getattr(transformers, f"{name}LMHeadModel")(getattr(transformers, f"{name}Config")(**sizes))
+    study, widths = work(open_subject(model.eval(), tokenizer=tokenizer), held=()), []
     read = likelihood.read_logits
     monkeypatch.setattr(likelihood, "read_logits", lambda output: widths.append(read(output).shape[-1]) or read(output))
     long, short = ("the silk is red . " * 3, "red"), ("the silk is red . the silk ", "red")

@@ -26,7 +26,7 @@ from secateur.score import patching
 from secateur.subjects import Transformer
 from secateur.subjects.transformer import knockouts
 from secateur.subjects.transformer.heads import Frozen, Head, Replay, find_outputs, silence_heads
-from secateur.subjects.transformer.subject import positions
+from secateur.subjects.transformer.subject import count_positions
 from secateur.vocabulary import Figure
 
 __all__ = [
@@ -244,7 +244,7 @@ def keep_known(subject: Transformer, data: Conflicts, match: Match = "first") ->
 
 
 def _check_positions(subject: Transformer, data: Conflicts, items: Sequence[Item]) -> None:
-    most = positions(subject.model)
+    most = count_positions(subject.model)
     for number, item in enumerate(items, 1):
         count = len(item.prompt) + max(len(item.memory), len(item.context)) - 1
         if most is not None and count > most:

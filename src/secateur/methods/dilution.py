@@ -20,7 +20,7 @@ from secateur.methods.learning import Document, Episode, Learner
 from secateur.methods.updates import Rule, Scope
 from secateur.subjects.delta.delta import Delta
 from secateur.subjects.delta.tensors import InMemory
-from secateur.subjects.transformer.subject import positions
+from secateur.subjects.transformer.subject import count_positions
 from secateur.vocabulary import Training
 
 __all__ = ["CLIP", "KEPT", "RATE", "TRAINED", "Dilution", "Learnt", "Probes", "name_way"]
@@ -94,7 +94,7 @@ class Dilution:
         """ln P(continuation | prompt) of each pair; of a prompt as much as the model has positions for, its end."""
         subject = self.learner.subject
         spans = [span for prompt, word in pairs for span in likelihood.encode(subject.tokenizer, prompt, [word])]
-        if (most := positions(subject.model)) is not None:
+        if (most := count_positions(subject.model)) is not None:
             room = [max(1, most - len(span.continuation)) for span in spans]
             spans = [replace(span, prompt=span.prompt[-left:]) for span, left in zip(spans, room, strict=True)]
         logs = likelihood.span_log_probabilities(partial(subject.forward, head=False), spans)

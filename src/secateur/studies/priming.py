@@ -35,7 +35,7 @@ from secateur.runs.keyword_texts import read_prefixes
 from secateur.runs.priming_results import PAIRED, Trial
 from secateur.runs.priming_results import Primed as Primed
 from secateur.subjects import Transformer
-from secateur.subjects.transformer.subject import positions
+from secateur.subjects.transformer.subject import count_positions
 from secateur.vocabulary import Training
 
 __all__ = ["STUDY", "plan", "priming"]
@@ -211,7 +211,7 @@ def _check(
     if not learnt:
         return
     tokens, number, longest = max((one.count_tokens(subject.tokenizer), -n, one) for n, one in learnt)
-    most = positions(subject.model)
+    most = count_positions(subject.model)
     if most is not None and length > most:
         raise InputError(f"length={length}, and the model has {most} positions: give length={most} at most (--length)")
     if tokens > length:
@@ -233,7 +233,7 @@ def _check_rows(pairs: bool, stream: str, training: Training) -> None:
 def _refuse(subject: Transformer, prompts: Mapping[str, Sequence[str]], length: int, document: Document) -> str:
     """Why a text can't be learnt in a row of `length`, or be put before its prompts; "" where it can."""
     assert subject.tokenizer is not None
-    tokens, most = document.count_tokens(subject.tokenizer), positions(subject.model)
+    tokens, most = document.count_tokens(subject.tokenizer), count_positions(subject.model)
     if tokens > length:
         return f"its keyword ends behind {tokens} tokens, and a row has {length}"
     if most is None:
@@ -253,7 +253,7 @@ def _remark(
 ) -> tuple[str, ...]:
     """What was left out and cut: texts without prompts or another beside, ends of texts, beginnings of contexts."""
     assert subject.tokenizer is not None
-    remarks, most = list[str](), positions(subject.model)
+    remarks, most = list[str](), count_positions(subject.model)
     if prompts and (bare := sorted({row.theme for row in data.rows} - prompts.keys())):
         count, named = sum(row.theme in bare for row in data.rows), ", ".join(map(repr, bare))
         remarks.append(f"{count} texts were not to be learnt: no prompt is of their theme ({named})")

@@ -22,7 +22,7 @@ from secateur.subjects import open_subject
 from secateur.subjects.matrices import matrices
 from secateur.subjects.transformer import blocks, shapes
 from secateur.subjects.transformer.encoder_decoder import EncoderDecoder
-from secateur.subjects.transformer.subject import positions
+from secateur.subjects.transformer.subject import count_positions
 from secateur.vocabulary import Selection
 
 SPECIAL = {"vocab_size": 61, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
@@ -132,7 +132,7 @@ def test_the_prediction_is_of_the_token_behind_and_padding_changes_nothing() -> 
     given = subject.forward(batch, hidden=True)
     assert given.causal
     assert len(given.hidden) == 6
-    assert positions(subject.model) == 32
+    assert count_positions(subject.model) == 32
     plain = subject.model(input_ids=batch["input_ids"], labels=batch["input_ids"]).logits  # shifted by the class
     torch.testing.assert_close(given.prediction[:, :-1], plain[:, 1:])
     padded = {name: torch.nn.functional.pad(tensor, (0, 2)) for name, tensor in batch.items()}
@@ -150,7 +150,9 @@ def test_inspect_says_which_layers_stay_and_why(tmp_path: Path, capsys: pytest.C
     assert fixed is not None
     assert layers == {f"layers.{number}" for number in np.flatnonzero(fixed)} == {f"layers.{n}" for n in range(4)}
     assert "the decoder may not become the deeper one" in told["layers.1"]
-    assert told["layers.0"].startswith("a cut of its layers fails: T5ForConditionalGeneration has encoder.block.0.")
+    assert told["layers.0"].startswith(
+        "a cut of its layers fails in a small copy: T5ForConditionalGeneration has encoder.block.0."
+    )
     assert told["layers.0"].endswith("relative_attention_bias.weight (32, 4) by its config, and none would be left")
     assert "channels" in told
     capsys.readouterr()

@@ -23,6 +23,11 @@ def test_lists_follow_their_layers(name: str, value: list[object], expected: lis
     assert take_layers({name: value}, [1, 3], 4) == {name: expected}
 
 
+def test_of_two_layers_the_class_tells_their_numbers_from_entries_for_each() -> None:
+    said = {"model_type": "llama4_text", "moe_layers": [0, 1], "no_rope_layers": [0, 1]}
+    assert take_layers(said, [1], 2) == {"moe_layers": [0], "no_rope_layers": [1]}
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

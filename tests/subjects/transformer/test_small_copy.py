@@ -82,6 +82,18 @@ def test_layers_of_another_model_inside_are_none_of_its_own() -> None:
     assert find_stacks(model) == ["encoder.layer"]
 
 
+def test_layers_of_a_kind_share_a_list_with_an_entry_for_each() -> None:
+    """Of Zamba2's hybrid layers, each has an adapter in the block that they share: a copy has one of them."""
+    hybrid = [2, 5, 8]
+    kinds = ["hybrid" if layer in hybrid else "mamba" for layer in range(9)]
+    config = transformers.Zamba2Config(
+        num_hidden_layers=9, num_mem_blocks=1, hybrid_layer_ids=hybrid, layer_types=kinds
+    )
+    with torch.device("meta"):
+        model = transformers.Zamba2ForCausalLM(config)
+    assert copy_small(model).config.hybrid_layer_ids == [1]
+
+
 def test_a_number_of_layers_that_cannot_be_set_is_left_to_those_of_the_stacks() -> None:
     small = shrink_config(transformers.ProphetNetConfig())
     assert (small.num_encoder_layers, small.num_decoder_layers) == (2, 2)

@@ -29,7 +29,7 @@ from secateur.recover.training import objectives, records
 from secateur.recover.training.compose import Parts
 from secateur.score import random
 from secateur.subjects import Transformer
-from secateur.subjects.transformer.subject import Output, positions
+from secateur.subjects.transformer.subject import Output, count_positions
 from secateur.vocabulary import Budget, Recovery, Result, Training, Units, parse_list
 
 CARD = {
@@ -332,7 +332,7 @@ def train_sizes(
 
 def find_length(subject: Transformer, length: int, curriculum: Curriculum) -> int:
     """Tokens per sequence of the second stage. Raises `InputError` where it comes and the model has fewer positions."""
-    wanted, most = curriculum.long_length or 6 * length, positions(subject.model)
+    wanted, most = curriculum.long_length or 6 * length, count_positions(subject.model)
     if curriculum.long_steps and most is not None and wanted > most:
         raise InputError(
             f"long_length={wanted} is beyond the model's {most} positions: give at most long_length={most}"

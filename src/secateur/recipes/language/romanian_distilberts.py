@@ -32,7 +32,7 @@ from secateur.recover.training import loop, objectives
 from secateur.recover.training.compose import Parts
 from secateur.select import limits
 from secateur.subjects import Transformer, open_subject
-from secateur.subjects.transformer.subject import Output, positions
+from secateur.subjects.transformer.subject import Output, count_positions
 from secateur.vocabulary import Budget, Result, Selection, Training, parse_list
 
 CARD = {
@@ -227,7 +227,7 @@ def add_teacher(
     other.model.to(subject.model.device)
     if other.tokenizer is None:
         raise InputError(f"{name} has no tokenizer: give a folder with its tokenizer.json")
-    most = positions(other.model)
+    most = count_positions(other.model)
     if most is not None and length > most:
         raise InputError(f"length={length} is beyond the {most} positions of {name}: give at most length={most}")
     widths = subject.hidden_size, other.hidden_size

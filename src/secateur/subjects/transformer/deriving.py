@@ -10,7 +10,6 @@ import hashlib
 import inspect
 import json
 import logging
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -45,6 +44,7 @@ from secateur.subjects.transformer.small_copy import (
     describe_error,
     draw_apart,
     has_encoder,
+    leave_numbers_open,
     list_kinds,
     make_tokens,
     plain_config,
@@ -189,7 +189,10 @@ def _derive(model: PreTrainedModel) -> Family:
     family = replace(family, cached=_find_cached(small), shares_positions=bool(shared))
     whole = {**family.whole, **_keep_shared(model, family), **_keep_idle(traced, small, family)}
     family = prove(small, replace(family, whole=whole))
-    return family if "layers" in family.whole else _prove_depth(model, family)
+    if "layers" not in family.whole:
+        family = _prove_depth(model, family)
+        _check_some(small, family, family.whole.get("layers", ""))
+    return family
 
 
 def _find_failure(model: PreTrainedModel) -> str:
@@ -215,17 +218,13 @@ def _extend_lists(family: Family, model: PreTrainedModel) -> Family:
     def extend(table: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
         entries = dict[str, set[tuple[str, ...]]]()
         for name, axes in table.items():
-            entries.setdefault(_leave_numbers_open(name), set()).add(axes)
+            entries.setdefault(leave_numbers_open(name), set()).add(axes)
         alike = {name: axes.pop() for name, axes in entries.items() if len(axes) == 1}
-        found = {name: alike.get(_leave_numbers_open(name), ("units",)) for name in sorted(unknown)}
+        found = {name: alike.get(leave_numbers_open(name), ("units",)) for name in sorted(unknown)}
         return {**table, **{name: axes for name, axes in found.items() if {"", "channels"}.issuperset(axes)}}
 
     blocks = tuple(replace(block, tensors=extend(block.tensors)) for block in family.blocks)
     return replace(family, blocks=blocks, layer=extend(family.layer))
-
-
-def _leave_numbers_open(name: str) -> str:
-    return re.sub(r"\.\d+(?=\.|$)", ".*", name)
 
 
 @contextmanager
@@ -342,11 +341,9 @@ def _prove_depth(model: PreTrainedModel, family: Family) -> Family:
 
 
 def _choose_deep(kinds: list[tuple[str, ...]], depth: int) -> list[int]:
-    """The first of the layers of these kinds, but two of each kind that stands further back alone, `depth` of them."""
-    late = sorted(
-        layer for kind in set(kinds[depth:]) - set(kinds[:depth])
-        for layer in [place for place, other in enumerate(kinds) if other == kind][:2]
-    )[: depth - 2]  # fmt: skip
+    """The first of the layers of these kinds, `depth` of them, but two of each kind, wherever they stand."""
+    places = {kind: [place for place, other in enumerate(kinds) if other == kind] for kind in set(kinds)}
+    late = sorted(layer for found in places.values() for layer in found[:2] if layer >= depth)[: depth - 2]
     return [*range(depth - len(late)), *late]
 
 
@@ -374,7 +371,9 @@ def prove(tiny: PreTrainedModel, family: Family) -> Family:
     counted = start.units().cost()["params"]
     there = sum(parameter.numel() for parameter in tiny.parameters())
     if counted != there:
-        raise UnsupportedError(f"{type(tiny).__name__}: its table counts {counted:.0f} parameters of {there}")
+        raise UnsupportedError(
+            f"{type(tiny).__name__}: its table counts {counted:.0f} parameters of the {there} of a small copy"
+        )
     whole, failed = dict(family.whole), dict[str, str]()
     attentions = [block for block in family.blocks if block.kind == "attention"]
     if attentions and not any(
@@ -403,9 +402,15 @@ def prove(tiny: PreTrainedModel, family: Family) -> Family:
         why = _try_cache(make_subject(tiny, family))
         failed |= {"attention": why} if why else {}
     whole |= failed
-    if {site.kind for site in make_subject(tiny, family).units().sites.values()} <= whole.keys():
-        raise UnsupportedError(f"{type(tiny).__name__}: {next(iter(failed.values()))}")
-    return replace(family, whole=whole)
+    family = replace(family, whole=whole)
+    _check_some(tiny, family, next(iter(failed.values()), ""))
+    return family
+
+
+def _check_some(tiny: PreTrainedModel, family: Family, why: str) -> None:
+    """Raise `UnsupportedError` where everything of a model stays whole."""
+    if {site.kind for site in make_subject(tiny, family).units().sites.values()} <= family.whole.keys():
+        raise UnsupportedError(f"{type(tiny).__name__}: {why}")
 
 
 def _try_cut(subject: Transformer, kind: str, *, corrected: bool = True) -> str:
@@ -460,9 +465,9 @@ def _compare(subject: Transformer, kind: str, keep: Mapping[str, np.ndarray], *,
             cut = subject.cut(Selection(keep), norm_correction=corrected)[0].forward(batch).prediction
             silenced = subject.silence(Selection(keep), norm_correction=corrected).forward(batch).prediction
     except SecateurError as error:
-        return f"a cut of its {kind} fails: {error}"
+        return f"a cut of its {kind} fails in a small copy: {error}"
     except Exception as error:
-        return f"a cut of its {kind} fails: {type(error).__name__}: {describe_error(error)}"
+        return f"a cut of its {kind} fails in a small copy: {type(error).__name__}: {describe_error(error)}"
     if kind == "channels" and cut.shape != silenced.shape:
         silenced = silenced[..., keep["channels"]]
     return "" if differ(cut, silenced) < NEAR else f"a cut of its {kind} gives other outputs than silencing"

@@ -40,13 +40,14 @@ def take_layers(data: Mapping[str, object], layers: Sequence[int], count: int) -
     A list as long as there are layers has an entry for each (layer_types, no_rope_layers); a list of rising numbers
     whose name speaks of layers has the numbers of those of a kind (attn_layer_indices, mlp_only_layers); a shorter list
     of names of types is a pattern that repeats itself (block_types). Lists that happen to be as long, of convolutions
-    that read a sound, say (conv_dim), stay: those of the class's own defaults are not as long as there are layers.
+    that read a sound, say (conv_dim), stay: those of the class's own defaults are not as long as there are layers. Of
+    two layers, [0, 1] may be an entry for each or the numbers of both, which the class's own defaults tell as well.
     """
-    changed, apart = dict[str, object](), _find_apart(str(data.get("model_type", "")))
+    changed, (apart, numbers) = dict[str, object](), _read_defaults(str(data.get("model_type", "")))
     for name, value in data.items():
         if not isinstance(value, list) or _TOKENS.search(name):
             continue
-        if _lists_layers(name, value, count):
+        if _lists_layers(name, value, count) and (len(value) != count or count > 2 or name in numbers):
             changed[name] = [new for new, old in enumerate(layers) if old in value]
         elif name in apart:
             continue
@@ -56,19 +57,21 @@ def take_layers(data: Mapping[str, object], layers: Sequence[int], count: int) -
 
 
 @cache
-def _find_apart(model_type: str) -> frozenset[str]:
-    """The lists that a class sets by default, of another length than any number of layers that it sets."""
-    if model_type not in CONFIG_MAPPING:
-        return frozenset()
+def _read_defaults(model_type: str) -> tuple[frozenset[str], frozenset[str]]:
+    """Of the lists that a class sets by default, those of another length than any number of layers that it sets.
+
+    And those that hold numbers of layers.
+    """
     try:
         config = CONFIG_MAPPING[model_type]()
-    except Exception:  # it has no defaults
-        return frozenset()
+    except Exception:  # there is no such class, or it has no defaults
+        return frozenset(), frozenset()
     data = config.to_dict()
     counts = {get_setting(config, "num_hidden_layers")}
     counts |= {value for name, value in data.items() if name.endswith(("encoder_layers", "decoder_layers"))}
     lists = {name: value for name, value in data.items() if isinstance(value, list | tuple) and value}
-    return frozenset(name for name in lists if len(lists[name]) not in counts and not name.endswith("types"))
+    apart = frozenset(name for name in lists if len(lists[name]) not in counts and not name.endswith("types"))
+    return apart, frozenset(name for name in lists if any(_lists_layers(name, lists[name], n) for n in counts if n))
 
 
 def _may_go_by_layer(name: str, value: Sequence[object]) -> bool:
@@ -87,5 +90,4 @@ def _lists_layers(name: str, value: Sequence[object], count: int) -> bool:
     numbers = [number for number in value if isinstance(number, int) and not isinstance(number, bool)]
     rising = len(numbers) == len(value) and all(0 <= number < count for number in numbers)
     rising = rising and all(first < second for first, second in pairwise(numbers))
-    # Of two layers, [0, 1] may as well be an entry for each.
-    return rising and bool(_NUMBERS.search(name)) and (len(value) != count or count > 2)
+    return rising and bool(_NUMBERS.search(name))

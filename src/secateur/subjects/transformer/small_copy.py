@@ -33,6 +33,7 @@ __all__ = [
     "find_stacks",
     "has_encoder",
     "is_causal",
+    "leave_numbers_open",
     "list_kinds",
     "list_parts",
     "make_source",
@@ -117,7 +118,10 @@ def find_stacks(model: PreTrainedModel) -> list[str]:
         found = [path for path in found if not any(path.startswith(f"{other}.") for other in inner)]
     if len(found) != wanted:
         there = ", ".join(found) or "none with linears of PyTorch's, as where layers share their weights"
-        raise UnsupportedError(f"{type(model).__name__} has {len(found)} lists of {count} layers ({there})")
+        raise UnsupportedError(
+            f"{type(model).__name__} has {len(found)} lists of {count} layers ({there}): secateur prune cuts it as any "
+            "network"
+        )
     return found
 
 
@@ -395,16 +399,26 @@ def _choose_layers(model: PreTrainedModel) -> Sequence[int]:
         try:
             with torch.device("meta"):
                 built = type(model)(shrink_config(model.config, chosen))
-            if set(list_kinds(built)) == set(kinds):
+            if _open_lists(list_kinds(built)) == _open_lists(kinds):
                 return chosen
         except Exception:  # a class may want a whole pattern
             continue
     return (0, 1)
 
 
+def _open_lists(kinds: Collection[tuple[str, ...]]) -> set[frozenset[str]]:
+    """Kinds of layers, whatever the lengths of lists in them, which may have an entry for each layer of a kind."""
+    return {frozenset(leave_numbers_open(name) for name in kind) for kind in kinds}
+
+
 def _outline(model: nn.Module) -> set[str]:
     """Names of parameters, layers' numbers left out."""
-    return {re.sub(r"\.\d+\.", ".*.", name) for name, _ in model.named_parameters()}
+    return {leave_numbers_open(name) for name, _ in model.named_parameters()}
+
+
+def leave_numbers_open(name: str) -> str:
+    """The name of a tensor, or what begins with one, with a star for the place of a module in a list."""
+    return re.sub(r"\.\d+(?=[. ]|$)", ".*", name)
 
 
 def make_tokens() -> Tensor:

@@ -44,7 +44,6 @@ __all__ = [
     "Transformer",
     "count_positions",
     "find_states",
-    "positions",
     "record_states",
 ]
 
@@ -772,26 +771,20 @@ _POSITIONS = ("position_embeddings", "wpe", "embed_positions")
 """Names of tables of positions."""
 
 
-def positions(model: nn.Module) -> int | None:
+def count_positions(model: PreTrainedModel) -> int | None:
     """How many tokens a sequence may have, by the model's table of positions; None for rotary positions, without end.
 
-    RoBERTa counts its positions from behind the padding's, and BART leaves the first two out.
+    It has one of three common names, or another that speaks of positions and the rows that the config says. RoBERTa
+    counts its positions from behind the padding's, and BART leaves the first two out. Tables of how far tokens stand
+    apart, and weights of linear layers that are kept as buffers, are none.
     """
     tables = [
         module for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS
     ]  # fmt: skip
-    return min((t.num_embeddings - _count_left_out(t) for t in tables), default=None)
-
-
-def count_positions(model: PreTrainedModel) -> int | None:
-    """`positions`, also by a table of another name: one that speaks of positions and has the rows that the config says.
-
-    Tables of how far tokens stand apart, and weights of linear layers that are kept as buffers, are none.
-    """
-    found, config = positions(model), model.config
-    if found is not None:
-        return found
+    if tables:
+        return min(table.num_embeddings - _count_left_out(table) for table in tables)
+    config = model.config
     stated = {getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")}
     rows = []
     for path, module in model.named_modules():
