@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from secateur.methods import pruning
 from secateur.methods.pruning import prune, shares_of
 from secateur.subjects.network.opening import load_saved
 from secateur.subjects.network.traced import open_traced
-from secateur.vocabulary import Cut
+from secateur.vocabulary import Selection
 from subjects import nets
 
 IMAGE = torch.randn(2, 2, 6, 6)
@@ -273,8 +274,10 @@ def test_what_heads_of_a_vision_transformer_leave_of_a_budget_is_used_or_said() 
 
 
 def test_a_site_that_loses_more_than_all_others_is_said() -> None:
-    cut = Cut({"embedding.channels": (119, 192), "layers.0.heads": (1, 3), "mlp.channels": (700, 1536)}, {}, {})
-    (note,) = pruning._thinned_notes(cut)
+    """One that loses nothing, for its steps are too large, counts beside it."""
+    kept = {"embedding.channels": (73, 192), "layers.0.heads": (3, 3), "mlp.channels": (836, 1536)}
+    selection = Selection({name: np.arange(count) < stays for name, (stays, count) in kept.items()})
+    (note,) = pruning._thinned_notes(selection)
     assert note.startswith("embedding.channels keeps 73 of 192 (38%), all sites together 53%")
 
 

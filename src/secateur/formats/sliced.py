@@ -99,6 +99,8 @@ def slice_model(model: nn.Module, family: dict[str, Any], widths: list[int], hea
     for index, layer in enumerate(base.get_submodule(family["layers"])):
         arguments = list(inspect.signature(layer.forward).parameters)[1:]
         layer.__class__ = _sliced_class(type(layer))
+        for one in (whole, base):  # what places layers on devices, or shards them, knows them by name
+            one._no_split_modules = {*(one._no_split_modules or ()), type(layer).__name__}
         layer.sliced, layer.arguments = family, tuple(arguments)
         for half, kind in enumerate(("attention", "ffn")):
             before, after = widths[2 * index + half], widths[2 * index + half + 1]

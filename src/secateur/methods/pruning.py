@@ -226,7 +226,7 @@ def prune_subject(
 
     selection, small, cut = cut_with_retries(subject, select, offsets=offsets, prove=prove)
     if scope == "local" and not shares:
-        cut = replace(cut, notes=(*_thinned_notes(cut), *cut.notes)) if _thinned_notes(cut) else cut
+        cut = replace(cut, notes=(*_thinned_notes(selection), *cut.notes))
     files.note_form(small.model, replaced)
     return selection, small, replace(cut, notes=(*cut.notes, *notes, *evened, *below))
 
@@ -273,18 +273,16 @@ _THINNED = 0.08
 """How much less of a site than of all sites may stay before a note says so."""
 
 
-def _thinned_notes(cut: Cut) -> tuple[str, ...]:
-    """A note on sites of which much more went than of all, though all were to lose the same share."""
-    gone, count = (sum(pair[place] for pair in cut.removed.values()) for place in (0, 1))
-    notes = []
-    for name, (less, units) in cut.removed.items():
-        kept, all_kept = 1 - less / units, 1 - gone / count
-        if units >= 8 and kept < all_kept - _THINNED:
-            notes.append(
-                f"{name} keeps {units - less} of {units} ({kept:.0%}), all sites together {all_kept:.0%}: others go in "
-                f"larger steps or stay; shares={{{name!r}: {all_kept:.2f}}} or protect=[{name!r}] spares it"
-            )
-    return tuple(notes)
+def _thinned_notes(selection: Selection) -> tuple[str, ...]:
+    """A note on sites of which much more goes than of all, though all were to lose the same share."""
+    counts = {name: (int(mask.sum()), len(mask)) for name, mask in selection.keep.items()}
+    stay, all_units = (sum(pair[place] for pair in counts.values()) for place in (0, 1))
+    share = stay / max(all_units, 1)
+    return tuple(
+        f"{name} keeps {kept} of {units} ({kept / units:.0%}), all sites together {share:.0%}: others go in larger "
+        f"steps or stay; shares={{{name!r}: {share:.2f}}} or protect=[{name!r}] spares it"
+        for name, (kept, units) in counts.items() if units >= 8 and kept / units < share - _THINNED
+    )  # fmt: skip
 
 
 def shares_of(text: str | Mapping[str, float]) -> dict[str, float]:

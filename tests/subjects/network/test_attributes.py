@@ -97,3 +97,20 @@ def test_dimensions_that_are_rotated_are_no_heads_where_there_are_as_many() -> N
     after = small.model.layers[0].self_attn
     assert after.rotary_ndims == 4
     assert after.q_proj.out_features == before.q_proj.out_features // 2
+
+
+def test_an_encoder_and_its_decoder_compare_their_inputs_with_a_number_that_follows() -> None:
+    class Translator(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(11, 64), nn.Linear(64, 11)
+            self.both = nn.Transformer(64, 4, 1, 1, 128, batch_first=True)
+
+        def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.head(self.both(self.embed(source), self.embed(target)))
+            return result
+
+    tokens = torch.randint(11, (2, 5))
+    small, cut = prune(Translator(), (tokens, tokens))
+    assert small.both.d_model == small.embed.embedding_dim == 32
+    assert cut.removed["both.encoder.layers.0.linear1.channels"] == (64, 128)

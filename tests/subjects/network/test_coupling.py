@@ -13,6 +13,8 @@ import tiny
 from secateur.subjects.network.coupling import couple
 from secateur.subjects.network.flops import Size
 from secateur.subjects.network.recording import Example, record
+from secateur.subjects.network.traced import open_traced
+from secateur.vocabulary import Selection
 from subjects import nets
 
 
@@ -362,3 +364,39 @@ def test_sites_are_named_by_what_makes_them_where_weights_are_stored_by_input() 
     assert [(axis.tensor, axis.dim) for axis, _ in sites["wide.channels"].axes] == [
         ("wide.weight", 1), ("head.weight", 1), ("wide.bias", 0),
     ]  # fmt: skip
+
+
+class Positions(nn.Module):
+    """A table of positions, of which an example of a shorter text uses the first rows."""
+
+    def __init__(self, take: str) -> None:
+        super().__init__()
+        self.take, self.embed, self.out = take, nn.Linear(7, 24), nn.Linear(24, 3)
+        self.table = nn.Parameter(torch.randn(32, 24))
+        self.weights = nn.Embedding(32, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length = x.shape[1]
+        rows = {
+            "slice": lambda: self.table[:length],
+            "narrow": lambda: self.table.narrow(0, 0, length),
+            "weight": lambda: self.weights.weight[:length],
+            "index": lambda: self.table.index_select(0, torch.arange(length)),
+            "row": lambda: self.table[length],
+            "heads": lambda: self.table[:length, None].transpose(1, 2).flatten(1),
+        }[self.take]()
+        out: torch.Tensor = self.out((self.embed(x) + rows).relu())
+        return out
+
+
+@pytest.mark.parametrize("take", ["slice", "narrow", "weight", "index", "row", "heads"])
+def test_rows_of_a_table_that_the_example_does_not_reach_stay(take: str) -> None:
+    """They went by their scores, and longer texts were given the positions of others."""
+    model = Positions(take).eval()
+    subject = open_traced(model, torch.randn(2, 8, 7))
+    assert list(subject.coupling.sites) == ["embed.channels"]
+    small = subject.cut(Selection({"embed.channels": np.arange(24) % 2 == 0}))[0].model
+    longer = torch.randn(2, 20, 7)
+    with torch.no_grad():
+        model.out.weight[:, 1::2] = 0
+        torch.testing.assert_close(small(longer), model(longer))

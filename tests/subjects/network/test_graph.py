@@ -82,3 +82,16 @@ def test_where_channels_lie():
     assert channels_along(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)), 3) == 1
     assert channels_along(nn.LayerNorm(4), 4) == 3
     assert channels_along(nn.Linear(4, 4), 3) == 2
+
+
+def test_tensors_inside_vmap_have_no_memory_of_their_own():
+    class Mapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(7, 12), nn.Linear(12, 3)
+
+        def forward(self, x):
+            return self.second(torch.vmap(lambda row: self.first(row).relu())(x))
+
+    run = recorded(Mapped(), torch.randn(2, 7))
+    assert set(run.of) == {"", "first", "second"}

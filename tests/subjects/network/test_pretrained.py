@@ -402,3 +402,11 @@ def test_a_classifier_that_asks_for_the_end_of_a_text_gets_one() -> None:
     assert "decoder_input_ids" not in inputs
     assert (inputs["input_ids"] == 7).sum(1).tolist() == [1, 1]
     assert model(**inputs).logits.shape == (2, 3)
+
+
+def test_drawn_tokens_stand_for_no_image() -> None:
+    """Of a vocabulary so small one was drawn by chance, and the model refused an image that was not there."""
+    config = transformers.Gemma3Config(text_config={"vocab_size": 16}, image_token_id=5)
+    tokens = pretrained._draw_tokens(config, (8, 64), torch.Generator().manual_seed(0))
+    assert 5 not in tokens
+    assert 3 <= int(tokens.min()) < int(tokens.max()) < 16

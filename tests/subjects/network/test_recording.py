@@ -66,3 +66,18 @@ def test_a_network_that_casts_to_half_precision_itself_is_looked_at_in_single() 
     assert cut.removed == {"first.channels": (8, 16)}
     assert small.first.weight.dtype is torch.bfloat16
     assert small(torch.randn(2, 8)).shape == (2, 4)
+
+
+def test_a_network_that_normalises_its_images_itself_loses_its_stem_too() -> None:
+    """Of a pooling nobody asks for the indices; they were taken for what the numbers in the code came from."""
+
+    class Normalising(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.pool, self.head = nn.Conv2d(3, 16, 3), nn.MaxPool2d(2), nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mean = torch.tensor([0.48, 0.45, 0.4])[:, None, None]
+            return self.head(self.pool(self.stem(x - mean)).mean((2, 3)))
+
+    assert secateur.prune(Normalising(), torch.randn(2, 3, 9, 9)).cut.removed == {"stem.channels": (8, 16)}

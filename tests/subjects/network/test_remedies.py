@@ -119,3 +119,31 @@ def test_constraints_are_copied_with_what_they_hold() -> None:
     other.parameters["x"] = "asked"
     assert subject.constraints.atoms
     assert not subject.constraints.parameters
+
+
+def test_sites_that_can_be_cut_alone_go_where_the_remedies_left_none() -> None:
+    """What touches least stayed first, and so all the innocent before the guilty one."""
+
+    class Mixture(nn.Module):
+        """Its experts write into zeros of a width that the code says."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(
+                nn.Sequential(nn.Linear(7, 16), nn.ReLU(), nn.Linear(16, 12)) for _ in range(2)
+            )
+            self.head = nn.Linear(12, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out, rows = torch.zeros(len(x), 12), torch.arange(len(x))
+            for expert in self.experts:
+                out.index_add_(0, rows, expert(x))
+            result: torch.Tensor = self.head(out)
+            return result
+
+    wanted = {"experts.0.0.channels": (8, 16), "experts.1.0.channels": (8, 16)}
+    inputs = torch.randn(8, 7)
+    assert prune(Mixture(), inputs).cut.removed == wanted
+    subject = open_traced(Mixture(), inputs)
+    assert set(subject.coupling.sites) == set(wanted)
+    assert any("a cut of it fails" in reason for reason in subject.reasons.values())

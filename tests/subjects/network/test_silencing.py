@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import secateur
 from secateur.subjects.network.recording import Example, record
 
 KEPT = torch.tensor([True, False, True, True, False, True, True, True])
@@ -93,3 +94,24 @@ def test_parameters_that_are_not_zero_where_they_go_do_not_count_there(step) -> 
     found = record(model, Example(), kept).output
     torch.testing.assert_close(found, step(model.a.detach()[:, KEPT], model.b.detach()[KEPT]))
     assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "move", [lambda w: w[None].squeeze_(0), lambda w: w.detach().transpose_(0, 1).transpose_(0, 1)]
+)
+def test_a_view_of_a_parameter_may_move_its_dimensions_in_place(move: Callable[[Tensor], Tensor]) -> None:
+    """A copy with zeros was moved in its place, and the network met another shape than it had made."""
+
+    class Moving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.out = nn.Parameter(torch.randn(12, 7)), nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.out(F.linear(x, move(self.w)).relu())
+            return result
+
+    model = Moving()
+    before = model.w.detach().clone()
+    assert secateur.prune(model, torch.randn(2, 7)).cut.removed == {"w.channels": (6, 12)}
+    assert torch.equal(model.w, before)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from accelerate import infer_auto_device_map
 
 from secateur.errors import UnsupportedError
 from secateur.measure import size
 from secateur.subjects import Transformer, load, open_streamed, open_subject
 from secateur.subjects.matrices import matrices
-from secateur.subjects.transformer import export, low_rank, packing, shapes
+from secateur.subjects.transformer import export, low_rank, packing, rotated, shapes
 from secateur.subjects.transformer.rotated import Rotated, fold_norms
 from secateur.vocabulary import Selection
 from strangers import run_without_secateur
@@ -32,7 +34,7 @@ def derive(name: str, **more: object) -> Transformer:
     config = getattr(transformers, f"{name}Config")(
         **SIZES, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, attn_implementation="eager", **more
     )
-    if name == "Granite":
+    if name == "Granite" and "residual_multiplier" not in more:
         config.residual_multiplier = 0.22
     return open_subject(getattr(transformers, f"{name}ForCausalLM")(config).eval())
 
@@ -74,6 +76,38 @@ def test_a_factor_is_that_of_the_class_though_a_sub_block_of_the_first_layer_say
     with torch.no_grad():
         wanted = subject.forward(batch).prediction
         torch.testing.assert_close(turned(subject).forward(batch).prediction, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"residual_multiplier": 2}, {"attention_bias": True, "mlp_bias": True}])
+def test_factors_are_whole_numbers_too_and_of_biases(settings: dict[str, int]) -> None:
+    subject = derive("Granite", **settings)
+    batch = padded(subject)
+    with torch.no_grad():
+        for _, parameter in subject.model.named_parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        wanted, found = (one.forward(batch).prediction for one in (subject, turned(subject)))
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_layers_stay_whole_on_a_device_and_in_a_shard() -> None:
+    """Their class has another name, by which maps of devices and FSDP know what not to split."""
+    model = turned(make("llama")).model
+    names = {type(layer).__name__ for layer in model.model.layers}
+    assert names <= set(model._no_split_modules) & set(model.model._no_split_modules)
+    whole = sum(parameter.nbytes for parameter in model.parameters())
+    for share in (3, 4, 5, 6, 7):
+        memory: dict[Any, Any] = {"cpu": whole * share // 10, "disk": whole * 9}
+        placed = infer_auto_device_map(model, memory, no_split_module_classes=list(model._no_split_modules))
+        assert not [path for path in placed if path.startswith("model.layers.") and path.count(".") > 2]
+
+
+def test_a_cache_that_a_turned_copy_reads_otherwise_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(model: torch.nn.Module) -> str:
+        return "gives other outputs" if hasattr(model.model.layers[0], "ffn_shortcut") else ""
+
+    monkeypatch.setattr(rotated, "step_behind", look)
+    with pytest.raises(UnsupportedError, match="on a small copy, a step behind its cache gives other outputs"):
+        fold_norms(derive("SmolLM3"))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -203,7 +237,7 @@ def test_it_reloads_with_and_without_secateur(tmp_path: Path) -> None:
     [
         ("GPTNeoX", {}, "rotating gpt_neox is not exact: on a small copy, its logits change; give a dense decoder"),
         ("OPT", {"ffn_dim": 48, "word_embed_proj_dim": 40}, "the ffn of opt is no module of its own"),
-        ("Cohere", {}, "cohere has norms after its sub-blocks, with which no rotation commutes, or none before each"),
+        ("Cohere", {}, "with which no rotation commutes, or none with weights before each, as where sub-blocks stand"),
         ("Mamba2", {"head_dim": 8, "num_heads": 10}, "the layers of mamba2 have other sub-blocks than one attention"),
     ],
 )

@@ -89,7 +89,8 @@ def changed_numbers(
                 own.setdefault(size, set()).add(places[name][dim])
         result += _of_module(path, module, own, sizes.get(callers.get(path, path), {}), places, groups.get(path))
     changed = {(path, name) for path, name, _ in result}
-    result += [number for number in _compared_attributes(model, tensors, shared) if number[:2] not in changed]
+    compared = (*_compared_attributes(model, tensors, shared), *_stream_widths(model, tensors, shared))
+    result += [number for number in compared if number[:2] not in changed]
     # Eight heads of eight dimensions: which number is which, only the name says.
     return [number for number in result if not (has_role(number[1], "heads") and within(number[0], flow.whole))]
 
@@ -190,6 +191,19 @@ def _compared_attributes(
             table = inputs if old in inputs and not has_role(name, "outputs") else filters
             if len(table.get(old, ())) == 1 and old not in table[old]:
                 result.append((path, name, next(iter(table[old]))))
+    return result
+
+
+def _stream_widths(
+    model: nn.Module, tensors: Mapping[str, Mapping[int, list[int]]], shared: Mapping[int, str]
+) -> list[tuple[str, str, int]]:
+    """What PyTorch's encoder and decoder (`nn.Transformer`) compare with the widths of their inputs."""
+    result = []
+    for path, module in model.named_modules():
+        norms = [one for one in module.modules() if isinstance(one, nn.LayerNorm) and one.weight is not None]
+        if isinstance(module, nn.Transformer) and norms:
+            cut = tensors.get(shared.get(id(norms[0].weight), ""), {})
+            result += [(path, "d_model", len(cut[0]))] if 0 in cut else []
     return result
 
 

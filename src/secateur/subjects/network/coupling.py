@@ -198,9 +198,7 @@ def couple(run: Run, kept: Mapping[int, str] | None = None, bound: Iterable[np.n
         by_reason.setdefault(reason, []).append(atom)
     extra = [(np.array(some), reason) for reason, some in by_reason.items()]
     unused = [
-        (np.arange(axis.start, axis.start + axis.size), "takes no part in the forward pass")
-        for axis in atoms.axes
-        if axis.tensor not in run.used
+        (some, "takes no part in the forward pass") for axis in atoms.axes if len(some := _find_unused(run, axis))
     ]
     joint = {(tuple(label.shape), label.numpy().tobytes()): label for label, _ in run.flow.joint}
     while True:
@@ -212,6 +210,18 @@ def couple(run: Run, kept: Mapping[int, str] | None = None, bound: Iterable[np.n
             break
         more += ties
     return Coupling(tuple(atoms.axes), classes, _sites(run, classes, stays), _reasons(atoms.axes, classes, stays))
+
+
+def _find_unused(run: Run, axis: Axis) -> np.ndarray:
+    """The atoms of an axis that take no part, as positions of a table do that are beyond the inputs: these may be used.
+
+    Of an axis that no operator was seen to use, but whose tensor was, it isn't known.
+    """
+    atoms = np.arange(axis.start, axis.start + axis.size)
+    if axis.tensor not in run.used:
+        return atoms
+    reached = run.reached[atoms]
+    return atoms[~reached] if reached.any() else atoms[:0]
 
 
 def _tie(label: np.ndarray, of: np.ndarray, stays: np.ndarray) -> np.ndarray | None:

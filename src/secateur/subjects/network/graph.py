@@ -267,7 +267,11 @@ class _Recorder(TorchDispatchMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    """Which memory a tensor lies in; which tensor it is, where it has none of its own, as inside `vmap`."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:
+        return id(tensor)
 
 
 def _is_written(argument: Argument) -> bool:

@@ -95,6 +95,9 @@ def apply(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: 
         return
     flow.operator = name
     results = results_of(out)
+    if base not in _PASSING:
+        for value in tensors:
+            flow.reach(value)
     if rule is None:
         flow.keep_inputs(tensors, RECURRENT if base in _RECURRENT else f"{name} is not known to the analysis")
         for value in results:

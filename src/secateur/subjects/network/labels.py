@@ -294,6 +294,8 @@ class Flow:
         """Whose its labels are: tensors may outlive the pass, and be read in one of another network."""
         self.heads: list[Tensor] = []
         """Labels that were carried on by the batch of a product alone: heads of an attention."""
+        self._reached: dict[int, Labels] = {}
+        """What entered operators that do more than move elements, by its identity."""
 
     # ------------------------------------------------------------------------------------------ labels on tensors
 
@@ -312,32 +314,54 @@ class Flow:
         """Whether a tensor is one value all over, made by the forward pass."""
         return getattr(value, _BLANK, False)
 
+    def reach(self, value: object) -> None:
+        """Note that the network uses a tensor, and does not only move its elements."""
+        labels = self.labels(value)
+        if labels and not self.atoms.frozen:
+            self._reached[id(labels)] = labels
+
+    def list_reached(self) -> np.ndarray:
+        """Booleans [atoms]: what an operator uses. Of a table of positions, those beyond the inputs are not there."""
+        result = np.zeros(self.atoms.count, bool)
+        for labels in self._reached.values():
+            for label in labels:
+                result[label.numpy()] = True
+        return result
+
     def take_on(self, value: object, labels: Iterable[Tensor]) -> None:
         """Let a tensor of one value have labels of what it was broadcast to: it is of one shape wherever it goes.
 
         So have those that it was made of; what two casts of one mask are broadcast to is joined.
         """
+        given, seen, fresh = [(value, label) for label in labels], set[tuple[int, int]](), set[int]()
+        for one, label in given:  # which grows
+            found = None if (id(one), label.data_ptr()) in seen else self._take_label(one, label, fresh)
+            seen.add((id(one), label.data_ptr()))
+            given += [] if found is None else [(source, found) for source in getattr(one, SOURCES, ())]
+
+    def _take_label(self, value: object, label: Tensor, fresh: set[int]) -> Tensor | None:
+        """Let a tensor of one value have one more label: that label in its dimensions.
+
+        None where it does not fit, or was there. fresh: ids of the labels that are new, among which nothing is joined.
+        """
         if not (isinstance(value, Tensor) and self.blank(value)):
-            return
-        own, free, fitting = list(self.labels(value)), set(wide(tuple(value.shape))), list[Tensor]()
-        free = free.difference(*(varying(label) for label in own))
-        for label in labels:
-            lead = label.dim() - value.dim()
-            dims = {dim - lead for dim in varying(label)}
-            if not dims or min(dims) < 0 or any(value.shape[dim] != label.shape[dim + lead] for dim in dims):
-                continue
-            mine = label.reshape(label.shape[lead:])
-            fitting.append(mine)
-            if dims <= free:
-                own.append(mine)
-                free -= dims
-            else:
-                for other in self.labels(value):
-                    if other.shape == mine.shape:
-                        self.join(other, mine, "is combined with one and the same tensor")
-        self.mark(value, tuple(own), blank=True)
-        for source in getattr(value, SOURCES, ()):
-            self.take_on(source, fitting)
+            return None
+        own, lead = self.labels(value), label.dim() - value.dim()
+        dims = {dim - lead for dim in varying(label)}
+        if not dims or min(dims) < 0 or any(value.shape[dim] != label.shape[dim + lead] for dim in dims):
+            return None
+        mine = label.reshape(label.shape[lead:])
+        alike = [other for other in own if other.shape == mine.shape]
+        if any(other.data_ptr() == mine.data_ptr() for other in alike):
+            return None
+        if dims <= wide(tuple(value.shape)).difference(*(varying(one) for one in own)):
+            fresh.add(id(mine))
+            self.mark(value, (*own, mine), blank=True)
+            return mine
+        for other in alike:
+            if id(other) not in fresh:
+                self.join(other, mine, "is combined with one and the same tensor")
+        return mine
 
     def mark(self, value: object, labels: Labels, blank: bool = False) -> None:
         """Put labels on a tensor."""

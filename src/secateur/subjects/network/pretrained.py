@@ -24,7 +24,7 @@ from secateur.subjects.network.shrinking import history
 from secateur.subjects.network.traced import Traced
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = [
     "closes_recipes",
@@ -62,6 +62,7 @@ _IDS, _DRAWN = "input_ids", ("pixel_values", "input_values", "input_features")
 """Names of inputs in transformers: ids of tokens, and images, samples of sound and frames."""
 _BINS = ("num_mel_bins", "feature_size", "input_feat_per_channel", "feature_projection_input_dim")
 """What configs call the numbers in a frame of sound."""
+_NAMED = re.compile(r"token_(id|index)$")
 
 
 def is_pretrained(source: object) -> bool:
@@ -190,8 +191,7 @@ def make_inputs(model: PreTrainedModel, shape: Sequence[int] = ()) -> dict[str, 
         raise InputError(f"{type(model).__name__} takes tokens [B, T], and not inputs of {list(shape)}: say 2x12")
     draw, config = torch.Generator().manual_seed(0), model.config
     batch, length = shape or (2, _TOKENS)
-    vocabulary = int(getattr(config.get_text_config(), "vocab_size", 0) or 64)
-    tokens = torch.randint(3, min(vocabulary, 30000), (batch, length), generator=draw)
+    tokens = _draw_tokens(config, (batch, length), draw)
     main = model.main_input_name
     rest: dict[str, Tensor | bool] = {}
     if config.is_encoder_decoder:
@@ -216,6 +216,17 @@ def make_inputs(model: PreTrainedModel, shape: Sequence[int] = ()) -> dict[str, 
         without = inputs | {"use_cache": False}  # a model of several, whose language model would return its cache
         inputs = without if _runs(model, without) else inputs
     return inputs
+
+
+def _draw_tokens(config: PretrainedConfig, shape: tuple[int, int], draw: torch.Generator) -> Tensor:
+    """Ids of tokens, none of which stands for an image or a sound, or ends a text."""
+    parts = (config, config.get_text_config())
+    named = (value for part in parts for name, value in part.to_dict().items() if _NAMED.search(name))
+    special = {value for value in named if isinstance(value, int)}
+    end = min(int(getattr(parts[1], "vocab_size", 0) or 64), 30000)
+    tokens = torch.randint(3, end, shape, generator=draw)
+    plain = next((token for token in range(3, end) if token not in special), 3)
+    return tokens.where(~torch.isin(tokens, torch.tensor(sorted(special), dtype=tokens.dtype)), plain)
 
 
 def draw_input(model: PreTrainedModel, name: str, draw: torch.Generator, batch: int = 2) -> Tensor:

@@ -11,9 +11,12 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from torch.nn.modules import module as module_hooks
@@ -105,6 +108,11 @@ class Run:
     """The same of values of the inputs alone."""
     late: bool = False
     """Whether parts of the network run in training only; what they ask for was recorded too."""
+
+    @cached_property
+    def reached(self) -> NDArray[np.bool_]:
+        """Booleans [atoms]: what an operator uses, and does not only move."""
+        return self.flow.list_reached()
 
 
 WIDENED = "_secateur_widened"
@@ -209,6 +217,7 @@ def record(
         mode.settle(output)
         flow.where, flow.operator = "", "output"
         for value in leaves(output)[0]:
+            flow.reach(value)
             atoms.keep(flow.labels(value), "reaches the output of the network")
         return output
 
@@ -360,9 +369,11 @@ class _Recorder(EagerMode):
             labelling.apply(self.flow, shown, given, kwargs, out)
             self._give(out, live)
             return out
-        out = silencing.call(self.flow, self.kept, func, args, kwargs)
+        moves = shown is not func  # in place: zeros move along, and a parameter is no other tensor
+        out = func(*args, **kwargs) if moves else silencing.call(self.flow, self.kept, func, args, kwargs)
         labelling.apply(self.flow, shown, given, kwargs, out)
-        silencing.silence(self.flow, self.kept, func, args, out)
+        if not moves:
+            silencing.silence(self.flow, self.kept, func, args, out)
         return out
 
     def _note_use(self, func: OpOverload, args: Arguments) -> None:
@@ -403,7 +414,9 @@ class _Recorder(EagerMode):
                 setattr(one, _LIVE, live | getattr(one, _LIVE, 0))
                 if id(one) in self._unused:  # that of a tensor which is gone
                     self._lost.append(self._unused.pop(id(one)))
-                if labels := self.flow.labels(one):
+                # Indices that come along, as those of a pooling, are seldom asked for.
+                aside = isinstance(out, list | tuple) and not one.is_floating_point()
+                if (labels := self.flow.labels(one)) and not aside:
                     self._unused[id(one)] = (labels, self.flow.reason("leaves what is recorded"))
 
     def settle(self, output: object) -> None:

@@ -22,10 +22,14 @@ from secateur.vocabulary import Selection
 if TYPE_CHECKING:
     from secateur.subjects.network.traced import Traced
 
-__all__ = ["Constraints", "find_remedy", "keep_site", "trial_selection"]
+__all__ = ["Constraints", "find_remedy", "keep_guilty", "keep_site", "trial_selection"]
 
 _REPLACED = WeakKeyDictionary[Flow, dict[type, list[Shaping]]]()
 """Kind of module -> what its code gave shapes to, where a remedy put other notes in their place."""
+
+
+_MOST_ALONE = 64
+"""Sites of which each is cut alone: of more it would take too long."""
 
 
 @dataclass
@@ -124,6 +128,32 @@ def find_remedy(subject: Traced, fault: Fault, selection: Selection) -> list[str
         keep_site(subject, name, f"a cut of it fails: {fault.what}{place}")
     subject.forget("coupling")
     return stays
+
+
+def keep_guilty(subject: Traced, whole: Constraints) -> None:
+    """Let stay what can't be cut even alone, where nothing was left: of what was kept first, some may be innocent.
+
+    whole: the constraints before any remedy.
+    """
+    failed, subject.constraints = subject.constraints, whole.copy()
+    subject.forget("run", "coupling", "_zeroable")
+    names, guilty = list(subject.coupling.sites), dict[str, str]()
+    for name in names if len(names) <= _MOST_ALONE else ():
+        trial = subject.copy()
+        for other in names:
+            if other != name:
+                keep_site(trial, other, "is not tried now")
+        trial.forget("coupling")
+        try:
+            trial.cut(trial_selection(trial, None))
+        except ModelError as error:
+            guilty[name] = f"a cut of it fails: {error}"
+    if len(guilty) == len(names) or len(names) > _MOST_ALONE:
+        subject.constraints = failed
+    else:
+        for name, why in guilty.items():
+            keep_site(subject, name, why)
+    subject.forget("run", "coupling", "_zeroable")
 
 
 def _apply_next(subject: Traced, kind: type, places: list[str], step: int) -> bool:

@@ -156,7 +156,7 @@ MOVES = names(
 
 
 @_rule(
-    "permute transpose t unsqueeze squeeze movedim diagonal numpy_T mT flip unfold rot90 repeat index_select "
+    "permute transpose t unsqueeze squeeze movedim diagonal numpy_T mT flip unfold rot90 repeat "
     "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle permute_copy"
 )
 def _move(flow: Flow, call: Call) -> Result:
@@ -294,6 +294,13 @@ def _index(flow: Flow, call: Call) -> Result:
     source, indices = call.args[0], call.args[1]
     labels = flow.collapse_all(flow.labels(source), _indexed_dims(indices), "is looked up by index")
     return _moved_labels([call.func(label.expand(source.shape), indices) for label in labels])
+
+
+@_rule("index_select")
+def _index_select(flow: Flow, call: Call) -> Result:
+    source = call.args[0]
+    labels = flow.collapse_all(flow.labels(source), [call.args[1] % max(source.dim(), 1)], "is looked up by index")
+    return _moved_labels([call.repeated_on(label.expand(source.shape)) for label in labels])
 
 
 def _indexed_dims(indices: Sequence[Tensor | None]) -> list[int]:

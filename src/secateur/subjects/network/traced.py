@@ -75,6 +75,10 @@ class Traced:
         """
         self.constraints = remedies.Constraints()
         """What stays or goes together though the recorded pass does not say so."""
+        self._unmended: remedies.Constraints | None = None
+        """The constraints before any cut had failed."""
+        self._freed = False
+        """Whether sites that can be cut alone were freed again."""
         self._channels: float | None = None if plans else history(model).channels
         """How many channels an earlier cut has left, as it counted them."""
         self._priced: tuple[Coupling, Any, tuple[list[Term], dict[str, float]]] | None = None
@@ -216,9 +220,16 @@ class Traced:
     def without(self, fault: Fault, selection: Selection) -> list[str]:
         """Constrain the subject so that a cut does not fail as this one did, see `remedies`; names of the sites.
 
-        Raises `ModelError` where no site that was cut explains the fault.
+        Where nothing is left that way, sites that can be cut alone are free again. Raises `ModelError` where no site
+        that was cut explains the fault.
         """
-        return remedies.find_remedy(self, fault, selection)
+        if self._unmended is None:
+            self._unmended = self.constraints.copy()
+        names = remedies.find_remedy(self, fault, selection)
+        if not self.coupling.sites and not self._freed:
+            self._freed = True
+            remedies.keep_guilty(self, self._unmended)
+        return names
 
     def copy(self) -> Traced:
         """The same analysed subject on a deep copy of the weights: what was found out is shared, not done again.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn
@@ -36,6 +37,9 @@ from secateur.vocabulary import Units
 __all__ = ["Rotated", "fold_norms"]
 
 _EXAMPLES = "llama, mistral, qwen2, qwen3, phi3 or gpt2"
+_OTHERS = f"give a dense decoder such as {_EXAMPLES}, or take minitron or llm_pruner with axes=channels"
+_FACTOR = re.compile(r"scal|multiplier|factor|alpha")
+"""What configs call a factor, which may be a whole number."""
 _NO_FACTORS = {"attention": 1.0, "ffn": 1.0}
 
 
@@ -244,8 +248,9 @@ def _check_rotatable(subject: Transformer) -> None:
     subject.check_unequal()  # its linears on the residual connections are in no config
     if family.experts:
         raise UnsupportedError(f"{kind} has experts, whose router reads the residual stream: give a dense model")
-    if family.kind != "decoder":
-        raise UnsupportedError(f"{kind} is an encoder: give a dense decoder such as {_EXAMPLES}")
+    if family.kind != "decoder" or family.has_encoder:
+        what = "has an encoder" if family.has_encoder else "is an encoder"
+        raise UnsupportedError(f"{kind} {what}: give a dense decoder such as {_EXAMPLES}")
     if sorted(block.kind for block in family.blocks) != ["attention", "ffn"]:
         raise UnsupportedError(
             f"the layers of {kind} have other sub-blocks than one attention and one FFN: give a dense decoder such as "
@@ -253,12 +258,14 @@ def _check_rotatable(subject: Transformer) -> None:
         )
     if not (family.attention.before and family.ffn.before) or family.attention.after or family.ffn.after:
         raise UnsupportedError(
-            f"{kind} has norms after its sub-blocks, with which no rotation commutes, or none before each: give a "
-            f"model with norms before them alone, such as {_EXAMPLES}"
+            f"{kind} has norms after its sub-blocks, with which no rotation commutes, or none with weights before "
+            f"each, as where sub-blocks stand side by side: {_OTHERS}"
         )
     split = next((block for block in family.blocks if not block.out.startswith(f"{block.module}.")), None)
     if split is not None:
-        raise UnsupportedError(f"the {split.kind} of {kind} is no module of its own, which a sliced layer could call")
+        raise UnsupportedError(
+            f"the {split.kind} of {kind} is no module of its own, which a sliced layer could call: {_OTHERS}"
+        )
     if subject.model.config.is_heterogeneous:
         raise UnsupportedError("the layers of this model differ: slice the uncut model")
     if subject.output != "logits":
@@ -305,19 +312,17 @@ def _prove(subject: Transformer) -> dict[str, float]:
     of further inputs of layers, of sub-blocks side by side and the like.
     """
     small = type(subject)(copy_small(subject.model), subject.family)
-    said = [1.0, *(value for value in subject.model.config.to_dict().values() if isinstance(value, float))]
+    settings = subject.model.config.to_dict().items()
+    said = [value for name, value in settings if type(value) is float or (type(value) is int and _FACTOR.search(name))]
     factors, why = dict[str, float](), ""
     try:
         for kind, factor in _find_factors(small).items():
-            factors[kind] = min(said, key=lambda value: abs(value - factor))
+            factors[kind] = min((1.0, *said), key=lambda value: abs(value - factor))
         why = _try_small(small, factors)
     except Exception as error:  # whatever its class says against layers of another form
         why = f"it fails ({describe_error(error)})"
     if why:
-        raise UnsupportedError(
-            f"rotating {subject.family.model_type} is not exact: on a small copy, {why}; give a dense decoder such as "
-            f"{_EXAMPLES}, or take minitron or llm_pruner with axes=channels"
-        )
+        raise UnsupportedError(f"rotating {subject.family.model_type} is not exact: on a small copy, {why}; {_OTHERS}")
     return factors
 
 
