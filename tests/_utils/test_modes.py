@@ -6,9 +6,10 @@ import inspect
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
-from secateur._utils.modes import check_device, evaluating, keep_modes, restore_modes
+from secateur._utils.modes import check_device, default_dtype, evaluating, keep_modes, restore_modes
 from secateur.errors import InputError
 
 
@@ -72,3 +73,11 @@ def test_a_device_that_holds_no_model_is_refused(name: str, words: str) -> None:
     check_device("cpu")
     with pytest.raises(InputError, match=words):
         check_device(name)
+
+
+def test_number_types_of_16_to_64_bits_are_those_of_new_tensors_within_the_block() -> None:
+    before = torch.get_default_dtype()
+    for dtype in (torch.bfloat16, torch.int8, torch.float8_e4m3fn, None):
+        with default_dtype(dtype):
+            assert torch.zeros(2).dtype is (torch.bfloat16 if dtype is torch.bfloat16 else before)
+        assert torch.get_default_dtype() is before

@@ -1,4 +1,4 @@
-"""Training and evaluation mode of modules, set for a block and restored; moving them to a device."""
+"""Training and evaluation mode of modules, and the default number type, set for a block; moving to a device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import nn
 from secateur.errors import InputError
 
 __all__ = [
-    "check_device", "evaluating", "find_place", "forget_passes", "keep_modes", "move_to_device", "restore_modes",
+    "check_device", "default_dtype", "evaluating", "find_place", "forget_passes", "keep_modes", "move_to_device",
+    "restore_modes",
 ]  # fmt: skip
 
 _P = ParamSpec("_P")
@@ -31,6 +32,22 @@ def restore_modes(*models: nn.Module) -> Iterator[None]:
         for module, mode in modes.items():
             if module.training != mode:  # to set it takes much longer than to look
                 module.training = mode
+
+
+@contextmanager
+def default_dtype(dtype: object) -> Iterator[None]:
+    """Within the block, tensors that say no number type have this one, as while `from_pretrained` builds a model.
+
+    Sinusoids that no file holds are made in it, frequencies of rotary positions say their own. Of another type than
+    those of 16 to 64 bits nothing changes.
+    """
+    before = torch.get_default_dtype()
+    known = isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1
+    torch.set_default_dtype(dtype if known else before)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def keep_modes(*names: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:

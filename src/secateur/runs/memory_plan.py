@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
+from secateur._utils.modes import default_dtype
 from secateur.errors import InputError, SecateurError, UnsupportedError
 from secateur.formats import expert_tensors
 from secateur.measure import memory
@@ -209,14 +210,9 @@ def _plan_memory(
 
 def outline(subject: Transformer) -> Transformer:
     """A subject of the same configuration and number type, made anew; in `memory.simulate` it takes no memory."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(subject.model.dtype)
-    try:
-        with no_init_weights():
-            model = type(subject.model)(subject.model.config)
+    with no_init_weights(), default_dtype(subject.model.dtype):
+        model = type(subject.model)(subject.model.config)
         model.tie_weights()
-    finally:
-        torch.set_default_dtype(before)
     return type(subject)(model.eval(), subject.family)
 
 

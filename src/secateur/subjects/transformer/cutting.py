@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from secateur._utils.modes import default_dtype
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.transformer import placement, saving
 from secateur.subjects.transformer.families import Family
@@ -586,7 +587,7 @@ def build(
     """
     old = layout.model
     architecture = saving.architecture(type(old), config, layout.family)
-    with no_init_weights():
+    with no_init_weights(), default_dtype(old.dtype):
         model: PreTrainedModel = architecture(config)
     if getattr(old, "pooler", model) is None:  # opened or made without one
         model.pooler = None

@@ -31,7 +31,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from secateur._utils import checkpoints, devices
 from secateur._utils.finite import all_finite
-from secateur._utils.modes import move_to_device
+from secateur._utils.modes import default_dtype, move_to_device
 from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import InputError, MissingExtraError, ModelError, UnsupportedError
 from secateur.formats import unpacking
@@ -269,14 +269,9 @@ def open_outline(source: str | Path) -> Transformer:
 
 def make_empty(kind: type[PreTrainedModel], config: PretrainedConfig) -> PreTrainedModel:
     """A model of that class with weights that were never filled, in the number type of its config."""
-    before, dtype = torch.get_default_dtype(), getattr(config, "dtype", None)
-    torch.set_default_dtype(dtype if isinstance(dtype, torch.dtype) else torch.float32)
-    try:
-        with no_init_weights():
-            model = kind(config)
+    with no_init_weights(), default_dtype(getattr(config, "dtype", None) or torch.float32):
+        model = kind(config)
         model.tie_weights()
-    finally:
-        torch.set_default_dtype(before)
     return model.eval()
 
 

@@ -27,6 +27,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.accelerate import load_offloaded_parameter
 
 from secateur._utils import devices
+from secateur._utils.modes import default_dtype
 from secateur.errors import UnsupportedError
 from secateur.subjects.transformer import costs, cutting, files
 from secateur.subjects.transformer.cutting import Kept
@@ -164,7 +165,7 @@ class Offloaded(Transformer):
     def _outline(self) -> PreTrainedModel:
         """The same model without values, but for buffers that no file holds."""
         old = self.model
-        model = _make_empty(type(old), copy.deepcopy(old.config))
+        model = _make_empty(type(old), copy.deepcopy(old.config), old.dtype)
         if getattr(old, "pooler", model) is None:  # opened or made without one
             model.pooler = None
         cutting.fill(model, {name: torch.empty_like(one, device="meta") for name, one in old.state_dict().items()})
@@ -177,7 +178,7 @@ class Offloaded(Transformer):
     ) -> Offloaded:
         """`like` with `model`, whose tensors are those of `weights`, each where that of the name `before` lies here."""
         main, places = devices.find_device(self.model), dict[str, str]()
-        for name, buffer in _make_empty(type(model), model.config).named_buffers():
+        for name, buffer in _make_empty(type(model), model.config, model.dtype).named_buffers():
             if name not in before:  # without values only what stands for a norm that went, of no elements
                 value = torch.zeros_like(buffer, device=main) if buffer.is_meta else buffer
                 set_module_tensor_to_device(model, name, main, value=value)
@@ -284,8 +285,8 @@ def _without_warnings() -> Iterator[None]:
         logger.disabled = before
 
 
-def _make_empty(kind: type[PreTrainedModel], config: object) -> PreTrainedModel:
-    with init_empty_weights(include_buffers=False):
+def _make_empty(kind: type[PreTrainedModel], config: object, dtype: torch.dtype) -> PreTrainedModel:
+    with init_empty_weights(include_buffers=False), default_dtype(dtype):
         return kind(config)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from secateur._utils.modes import default_dtype
 from secateur.errors import ModelError
 from secateur.formats import reshaped as form
 from secateur.subjects.network import configs
@@ -58,7 +59,7 @@ def _build(subject: Traced) -> PreTrainedModel | None:
             numbers[path, name] = getattr(network.get_submodule(path), name)
         sizes["numbers"] = [[*place, value] for place, value in sorted(numbers.items())]
         config.secateur = (getattr(config, "secateur", None) or {}) | sizes
-        with no_init_weights(), configs.Hollow():
+        with no_init_weights(), configs.Hollow(), default_dtype(network.dtype):
             model = _make_class(plain)(config)
         buffers = dict(network.named_buffers())
         model.load_state_dict(network.state_dict() | {name: buffers[name] for name in sizes["buffers"]}, assign=True)
