@@ -400,3 +400,43 @@ def test_rows_of_a_table_that_the_example_does_not_reach_stay(take: str) -> None
     with torch.no_grad():
         model.out.weight[:, 1::2] = 0
         torch.testing.assert_close(small(longer), model(longer))
+
+
+class Parts(nn.Module):
+    """A matrix of equal parts, of which the code asks for one."""
+
+    def __init__(self, take: str) -> None:
+        super().__init__()
+        self.take, self.embed, self.out = take, nn.Linear(6, 16), nn.Linear(16, 3)
+        self.fused, self.attention = nn.Parameter(torch.randn(48, 16)), nn.MultiheadAttention(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = {
+            "chunk": lambda: self.fused.chunk(3)[1],
+            "values": lambda: self.attention.in_proj_weight[-self.attention.embed_dim :],
+        }[self.take]()
+        h = nn.functional.linear(self.embed(x), weight)
+        out: torch.Tensor = self.out((h if self.take == "chunk" else self.attention.out_proj(h)).relu())
+        return out
+
+
+@pytest.mark.parametrize(("take", "name"), [("chunk", "fused"), ("values", "attention.in_proj_weight")])
+def test_equal_parts_of_a_matrix_go_in_step_though_one_alone_is_used(take: str, name: str) -> None:
+    subject = open_traced(Parts(take), torch.randn(2, 6))
+    keep = {site: np.arange(len(one.classes)) % 2 == 0 for site, one in subject.coupling.sites.items()}
+    small = subject.cut(Selection(keep))[0].model
+    assert small.get_parameter(name).shape == (24, 8)
+
+
+def test_channels_may_be_put_in_another_order_by_computed_indices() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.first(x)
+            out: torch.Tensor = self.second(h.index_select(1, torch.arange(h.shape[1] - 1, -1, -1)))
+            return out
+
+    assert list(open_traced(Turned(), torch.randn(1, 3, 9, 9)).coupling.sites) == ["first.channels"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -147,3 +148,39 @@ def test_sites_that_can_be_cut_alone_go_where_the_remedies_left_none() -> None:
     subject = open_traced(Mixture(), inputs)
     assert set(subject.coupling.sites) == set(wanted)
     assert any("a cut of it fails" in reason for reason in subject.reasons.values())
+
+
+def test_what_is_protected_later_stays_where_innocent_sites_are_freed() -> None:
+    class Picky(nn.Module):
+        """One width is fixed by the code; others are refused once the network was opened."""
+
+        refused: ClassVar[set[int]] = set()
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.e, self.c, self.d = (
+                nn.Linear(*pair) for pair in ((6, 8), (8, 16), (16, 10), (10, 12), (12, 3))
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.e(self.b(self.a(x).view(len(x), 2, 4).flatten(1)).relu()).relu()
+            if h.shape[1] in self.refused:
+                raise RuntimeError("no such width")
+            result: torch.Tensor = self.d(self.c(h).relu())
+            return result
+
+    torch.manual_seed(0)
+    subject = open_traced(Picky().eval(), torch.randn(4, 6)).copy()
+    assert "a cut of it fails" in subject.reasons["a.weight[0]"]
+    assert {"e.channels", "c.channels"} <= set(subject.coupling.sites)
+    subject.protect("d")
+    subject.model.refused.update(range(2, 10))
+    try:
+        for _ in range(8):
+            trial = trial_selection(subject, None)
+            subject.without(Fault("e", "no such width"), trial)
+            assert "c.channels" not in subject.coupling.sites
+    except ModelError:  # nothing was left that could explain a fault
+        assert "c.channels" not in subject.coupling.sites
+    finally:
+        subject.model.refused.clear()

@@ -202,7 +202,7 @@ def _stream_widths(
     for path, module in model.named_modules():
         norms = [one for one in module.modules() if isinstance(one, nn.LayerNorm) and one.weight is not None]
         if isinstance(module, nn.Transformer) and norms:
-            cut = tensors.get(shared.get(id(norms[0].weight), ""), {})
+            cut = tensors.get(shared.get(id(norms[-1].weight), ""), {})  # that behind all layers
             result += [(path, "d_model", len(cut[0]))] if 0 in cut else []
     return result
 

@@ -181,6 +181,12 @@ def record(
         for leaf, parameter in module._parameters.items()
         if parameter is not None
     }
+    # Queries, keys and values, which stay equally many though code may take some of them by itself.
+    fused = {
+        id(one)
+        for module in model.modules() if isinstance(module, nn.MultiheadAttention)
+        for one in (module.in_proj_weight, module.in_proj_bias) if one is not None
+    }  # fmt: skip
     names = {}
     constants = _constants(model)
     for name, tensor in found.items():
@@ -197,6 +203,10 @@ def record(
                 f"{RECURRENT} ({kind} in {name.rpartition('.')[0]})",
             )
         flow.mark(tensor, labels)
+        if id(tensor) in fused:
+            first, *others = labels[0].chunk(3)
+            for part in others:
+                atoms.join(first, part, "is one of three equal parts")
         if kept is not None:
             silencing.leave_raw(tensor)
         names[id(tensor)] = name

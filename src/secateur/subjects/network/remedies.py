@@ -6,6 +6,7 @@ helps one module helps all of its kind, so each remedy is applied to them all, a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from secateur.vocabulary import Selection
 if TYPE_CHECKING:
     from secateur.subjects.network.traced import Traced
 
-__all__ = ["Constraints", "find_remedy", "keep_guilty", "keep_site", "trial_selection"]
+__all__ = ["Constraints", "atoms_of", "find_remedy", "keep_guilty", "keep_site", "trial_selection"]
 
 _REPLACED = WeakKeyDictionary[Flow, dict[type, list[Shaping]]]()
 """Kind of module -> what its code gave shapes to, where a remedy put other notes in their place."""
@@ -80,9 +81,14 @@ def _round_down(mask: np.ndarray, step: int) -> np.ndarray:
 
 def keep_site(subject: Traced, name: str, reason: str) -> None:
     """Let nothing of a site go."""
+    subject.constraints.atoms.update(dict.fromkeys(atoms_of(subject, name), reason))
+
+
+def atoms_of(subject: Traced, name: str) -> list[int]:
+    """The atoms of a site."""
     coupling = subject.coupling
-    atoms = np.flatnonzero(np.isin(coupling.classes.of, coupling.sites[name].classes))
-    subject.constraints.atoms.update(dict.fromkeys(atoms.tolist(), reason))
+    atoms: list[int] = np.flatnonzero(np.isin(coupling.classes.of, coupling.sites[name].classes)).tolist()
+    return atoms
 
 
 def find_remedy(subject: Traced, fault: Fault, selection: Selection) -> list[str]:
@@ -139,7 +145,8 @@ def keep_guilty(subject: Traced, whole: Constraints) -> None:
     subject.forget("run", "coupling", "_zeroable")
     names, guilty = list(subject.coupling.sites), dict[str, str]()
     for name in names if len(names) <= _MOST_ALONE else ():
-        trial = subject.copy()
+        trial = copy.copy(subject)  # of the same weights, which a cut leaves as they are
+        trial.constraints = whole.copy()
         for other in names:
             if other != name:
                 keep_site(trial, other, "is not tried now")

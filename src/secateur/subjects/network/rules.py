@@ -298,8 +298,11 @@ def _index(flow: Flow, call: Call) -> Result:
 
 @_rule("index_select")
 def _index_select(flow: Flow, call: Call) -> Result:
-    source = call.args[0]
-    labels = flow.collapse_all(flow.labels(source), [call.args[1] % max(source.dim(), 1)], "is looked up by index")
+    """Rows of a table, some of which another input may ask for; where all are taken, they are moved or repeated."""
+    source, labels = call.args[0], flow.labels(call.args[0])
+    dim = call.args[1] % max(source.dim(), 1)
+    if source.dim() and len(call.args[2].unique()) < source.shape[dim]:
+        labels = flow.collapse_all(labels, [dim], "is looked up by index")
     return _moved_labels([call.repeated_on(label.expand(source.shape)) for label in labels])
 
 

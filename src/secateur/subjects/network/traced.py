@@ -76,7 +76,7 @@ class Traced:
         self.constraints = remedies.Constraints()
         """What stays or goes together though the recorded pass does not say so."""
         self._unmended: remedies.Constraints | None = None
-        """The constraints before any cut had failed."""
+        """The constraints of the caller alone, without what failed cuts have shown; None before one has failed."""
         self._freed = False
         """Whether sites that can be cut alone were freed again."""
         self._channels: float | None = None if plans else history(model).channels
@@ -186,12 +186,13 @@ class Traced:
         """
         for name in self._matching([names] if isinstance(names, str) else names):
             parameters = [tensor for tensor in tensors_of(self.model) if within(tensor, [name])]
-            self.constraints.parameters.update(dict.fromkeys(parameters, reason))
             axes = [axis for axis in self.run.flow.atoms.axes if within(axis.tensor, [name])]
-            for axis in axes:
-                self.constraints.atoms.update(dict.fromkeys(range(axis.start, axis.start + axis.size), reason))
+            atoms = [atom for axis in axes for atom in range(axis.start, axis.start + axis.size)]
             if not axes and name in self.coupling.sites:
-                remedies.keep_site(self, name, reason)
+                atoms = remedies.atoms_of(self, name)
+            for one in (self.constraints, self._unmended or self.constraints):
+                one.parameters.update(dict.fromkeys(parameters, reason))
+                one.atoms.update(dict.fromkeys(atoms, reason))
         self.forget("coupling", "graph", "_zeroable")
 
     def forget(self, *names: str) -> None:
@@ -240,6 +241,7 @@ class Traced:
         result = copy.copy(self)
         result.model = model
         result.constraints = self.constraints.copy()
+        result._unmended = None if self._unmended is None else self._unmended.copy()
         result.masks, result.forms = dict(self.masks), dict(self.forms)
         return result
 

@@ -191,7 +191,6 @@ def _derive(model: PreTrainedModel) -> Family:
     family = prove(small, replace(family, whole=whole))
     if "layers" not in family.whole:
         family = _prove_depth(model, family)
-        _check_some(small, family, family.whole.get("layers", ""))
     return family
 
 
@@ -343,8 +342,8 @@ def _prove_depth(model: PreTrainedModel, family: Family) -> Family:
 def _choose_deep(kinds: list[tuple[str, ...]], depth: int) -> list[int]:
     """The first of the layers of these kinds, `depth` of them, but two of each kind, wherever they stand."""
     places = {kind: [place for place, other in enumerate(kinds) if other == kind] for kind in set(kinds)}
-    late = sorted(layer for found in places.values() for layer in found[:2] if layer >= depth)[: depth - 2]
-    return [*range(depth - len(late)), *late]
+    wanted = sorted(layer for found in places.values() for layer in found[:2])
+    return sorted([*wanted, *(layer for layer in range(len(kinds)) if layer not in wanted)][:depth])
 
 
 def _keep_shared(model: PreTrainedModel, family: Family) -> dict[str, str]:
@@ -402,15 +401,9 @@ def prove(tiny: PreTrainedModel, family: Family) -> Family:
         why = _try_cache(make_subject(tiny, family))
         failed |= {"attention": why} if why else {}
     whole |= failed
-    family = replace(family, whole=whole)
-    _check_some(tiny, family, next(iter(failed.values()), ""))
-    return family
-
-
-def _check_some(tiny: PreTrainedModel, family: Family, why: str) -> None:
-    """Raise `UnsupportedError` where everything of a model stays whole."""
-    if {site.kind for site in make_subject(tiny, family).units().sites.values()} <= family.whole.keys():
-        raise UnsupportedError(f"{type(tiny).__name__}: {why}")
+    if {site.kind for site in make_subject(tiny, family).units().sites.values()} <= whole.keys():
+        raise UnsupportedError(f"{type(tiny).__name__}: {next(iter(failed.values()))}")
+    return replace(family, whole=whole)
 
 
 def _try_cut(subject: Transformer, kind: str, *, corrected: bool = True) -> str:
