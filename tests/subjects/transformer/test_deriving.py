@@ -285,6 +285,29 @@ def test_what_fits_no_table_is_said_in_a_line(architecture: str, config: str, sa
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "more"),
+    [
+        ("BloomForCausalLM", {}),  # its attention is no sub-block
+        ("DiffLlamaForCausalLM", {}),  # weights meet the values of all heads twice
+        ("MiMoV2FlashForCausalLM", {"v_head_dim": 24, "head_dim": 16, "num_key_value_heads": 2, "hidden_size": 64}),
+        (
+            "LagunaForCausalLM",
+            {"num_attention_heads_per_layer": [8, 4, 8, 4], "head_dim": 16, "num_key_value_heads": 2},
+        ),
+    ],
+)
+def test_flops_of_attentions_are_those_that_are_counted(architecture: str, more: dict[str, Any]) -> None:
+    """By the sizes of values and the heads that layers have, and by what else grows with the square of the length."""
+    kind = getattr(transformers, architecture)
+    config = kind.config_class(**SMALL | {"num_hidden_layers": 4} | more)
+    subject = make_subject(kind(config).eval(), find_family(kind, config))
+    keep = {"layers": np.arange(4) != 1} if "layers" not in subject.layout.whole else {"ffn": np.arange(4) != 1}
+    for one in (subject, subject.cut(Selection(keep))[0]):
+        found = [size.flops(one.model, one.example(1, length)) for length in (16, 32)]
+        assert [one.units(length=length).cost()["flops"] for length in (16, 32)] == found
+
+
 def test_layers_with_experts_in_each_may_go() -> None:
     """Llama 4 lists the numbers of those that have some, which are as many as there are layers."""
     sizes = {"head_dim": 16, "num_key_value_heads": 2, "num_local_experts": 4, "intermediate_size_mlp": 96}

@@ -212,6 +212,8 @@ def terms(
         own = read if index < layout.starts[-1] or not layout.family.has_encoder else length
         if width.heads:
             add("flops", product * own**2, [f"layers.{index}.heads"], {"units": (("layers", index),)})
+        elif not layout.family.attends:
+            add("flops", product * own**2 * layout.stated_heads, [], {"units": (("layers", index),)})
         if width.cross:
             add("flops", product * length * read, [f"layers.{index}.cross.heads"], {"units": (("layers", index),)})
     found = [replace(term, coefficient=value) for term, value in total.items()]

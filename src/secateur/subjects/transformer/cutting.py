@@ -437,7 +437,7 @@ def _say_widths(
     """
     family, data = layout.family, dict(data)
     heads_name = native["num_attention_heads"]
-    attends = any(block.kind == "attention" for block in family.blocks)
+    attends = family.attends
     heads = max(width.heads for width in widths) or data.get(heads_name) or 1
     kv = max(width.kv for width in widths) or data.get("num_key_value_heads") or heads
     neurons = max(width.neurons for width in widths) or max(width.neurons for width in layout.widths)

@@ -11,7 +11,7 @@ import inspect
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
@@ -22,6 +22,7 @@ import torch
 import transformers
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -60,6 +61,8 @@ __all__ = ["derive", "find_family", "prove"]
 _KINDS = [axis for axis in AXES if axis != "layers"] + ["layers"]
 _DEPTH = 8
 """Layers of the copy on which the loss of one is tried: kinds of layers alternate by two to six."""
+_LENGTHS = (4, 8, 12)
+"""Tokens of sequences by which the FLOPs of attentions are told from those of linears."""
 _INSIDE = {"attention": "heads", "ffn": "neurons"}
 """Kind of a sub-block -> the axis inside it."""
 _FAMILY = TypeAdapter(Family)
@@ -191,7 +194,36 @@ def _derive(model: PreTrainedModel) -> Family:
     family = prove(small, replace(family, whole=whole))
     if "layers" not in family.whole:
         family = _prove_depth(model, family)
-    return family
+    return replace(family, attention_ratio=_measure_attention(small, family))
+
+
+def _measure_attention(model: PreTrainedModel, family: Family) -> float:
+    """See `Family.attention_ratio`: as a small copy computes it, at three lengths.
+
+    Mixers count by chunks, of which the last is filled: beside them an attention is as its sizes say.
+    """
+    kinds = {block.kind for block in family.blocks}
+    if "mixer" in kinds:
+        return float("attention" in kinds)
+    subject, used = make_subject(model, family), model.config._attn_implementation
+
+    def count(length: int) -> float:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            subject.forward(subject.example(1, length))
+        return float(counter.get_total_flops())
+
+    def bend(cost: Callable[[int], float]) -> float:
+        return cost(_LENGTHS[0]) - 2 * cost(_LENGTHS[1]) + cost(_LENGTHS[2])
+
+    said = bend(lambda length: subject.units(length=length).cost()["flops"])
+    try:
+        model.set_attn_implementation("eager")  # the counter leaves out what a CPU does in one kernel
+        found = bend(count)
+    except Exception:  # a class may have no other, or read no other lengths
+        return 1.0
+    finally:
+        model.set_attn_implementation(used)
+    return found / said if said else 1.0
 
 
 def _find_failure(model: PreTrainedModel) -> str:

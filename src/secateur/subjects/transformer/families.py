@@ -181,6 +181,10 @@ class Family:
     """Generation makes a cache of as many layers as the encoder has, so the decoder may not be deeper (T5)."""
     shares_positions: bool = False
     """The first layer of a stack has a table of positions, by heads, which all of its layers read (T5)."""
+    attention_ratio: float = 1.0
+    """FLOPs that grow with the square of the length, by those of products with keys and values: 2 where either half of
+    the values meets all weights (DiffLlama), as a small copy has it. Where no sub-block is an attention, by those of
+    heads as the config has them (BLOOM)."""
     notes: str = ""
 
     @property
@@ -192,6 +196,11 @@ class Family:
     def ffn(self) -> Block:
         """The FFN of its layers; `UnsupportedError` where none of them has one."""
         return self._find_block("ffn")
+
+    @property
+    def attends(self) -> bool:
+        """Whether layers have an attention that is a sub-block."""
+        return any(block.kind == "attention" for block in self.blocks)
 
     def _find_block(self, kind: Kind) -> Block:
         block = next((block for block in self.blocks if block.kind == kind), None)

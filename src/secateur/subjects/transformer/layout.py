@@ -82,6 +82,7 @@ class Layout:
         self.prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
         heads = get_setting(config, family.stacks[-1].heads if family.stacks else "num_attention_heads") or 1
         self.head_dim = int(get_setting(config, "head_dim") or config.hidden_size // heads)
+        self.stated_heads = int(heads)
         self.hidden_size = int(config.hidden_size)
         ropes = getattr(config, "rope_parameters", None) or {}
         self.fixed_ratio = family.checks_ropes and "short_factor" in ropes
@@ -160,9 +161,8 @@ class Layout:
 
     def _count_neurons(self, layer: int, config: PretrainedConfig) -> int:
         """Neurons of a plain FFN: inputs of its output linear, for a config may say something else than a width."""
-        out = self._modules(layer)[self.blocks(layer)["ffn"].out]
         said = getattr(config, self.family.neurons, None) or 4 * config.hidden_size
-        return int(getattr(out, "in_features", None) or getattr(out, "nx", None) or said)
+        return _count_inputs(self._modules(layer)[self.blocks(layer)["ffn"].out]) or int(said)
 
     def _modules(self, layer: int) -> dict[str, nn.Module]:
         return dict(self.model.get_submodule(self._paths[layer]).named_modules())
@@ -234,9 +234,19 @@ class Layout:
         return int(getattr(self.model.config, said)) if isinstance(said, str) else said
 
     def attention_width(self, layer: int) -> float:
-        """Numbers per head of a query and of a value, on average."""
-        config = self.model.config
-        return (config.qk_head_dim + config.v_head_dim) / 2 if self.latent else float(self.find_head_dim(layer))
+        """What two tokens that meet cost, per head of an attention, in units of 4 FLOPs.
+
+        Numbers of a query and of a value, on average, if their products are all. Layers that have more heads than the
+        config says of the model keep them (Laguna).
+        """
+        config, heads, ratio = self.model.config, self.widths[layer].heads, self.family.attention_ratio
+        if not heads:
+            return ratio * self.find_head_dim(layer)
+        own = getattr(config, "num_attention_heads_per_layer", None)
+        queries = config.qk_head_dim if self.latent else self.find_head_dim(layer)
+        queries *= own[layer] / heads if own else 1
+        values = _count_inputs(self._modules(layer)[self.blocks(layer)["attention"].out]) / heads
+        return ratio * (queries + (values or queries)) / 2
 
     def find_head_dim(self, layer: int) -> int:
         """Numbers per head of a layer, where the class gives layers heads of unequal sizes."""
@@ -420,3 +430,8 @@ class Layout:
             out = self._modules(place.layer).get(block.out)  # a layer with experts has none
             return getattr(out, "bias", None) is None
         return True
+
+
+def _count_inputs(linear: nn.Module) -> int:
+    """Numbers that a linear reads of each token; 0 where it is no module that says so."""
+    return int(getattr(linear, "in_features", None) or getattr(linear, "nx", None) or 0)
