@@ -294,8 +294,10 @@ class Flow:
         """Whose its labels are: tensors may outlive the pass, and be read in one of another network."""
         self.heads: list[Tensor] = []
         """Labels that were carried on by the batch of a product alone: heads of an attention."""
+        self.parts: list[Tensor] = []
+        """Labels [parts, n] of equal parts of a matrix, all of which are used where one is: nothing else reads them."""
         self._reached: dict[int, Labels] = {}
-        """What entered operators that do more than move elements, by its identity."""
+        """What the network uses, see `labelling.apply`, by its identity."""
 
     # ------------------------------------------------------------------------------------------ labels on tensors
 
@@ -320,12 +322,24 @@ class Flow:
         if labels and not self.atoms.frozen:
             self._reached[id(labels)] = labels
 
+    def reach_lost(self, labels: Iterable[Tensor], results: Iterable[object]) -> None:
+        """Note that the network uses those of these labels that no result carries on."""
+        none = np.zeros(0, np.int32)
+        entered, carried = (
+            np.concatenate([none, *(label.numpy().reshape(-1) for label in some)])
+            for some in (labels, (label for value in results for label in self.labels(value)))
+        )
+        lost = (torch.from_numpy(np.setdiff1d(entered, carried)),)
+        self._reached[id(lost)] = lost
+
     def list_reached(self) -> np.ndarray:
         """Booleans [atoms]: what an operator uses. Of a table of positions, those beyond the inputs are not there."""
         result = np.zeros(self.atoms.count, bool)
         for labels in self._reached.values():
             for label in labels:
                 result[label.numpy()] = True
+        for parts in self.parts:
+            result[parts.numpy()] |= result[parts.numpy()].any(axis=0)
         return result
 
     def take_on(self, value: object, labels: Iterable[Tensor]) -> None:
