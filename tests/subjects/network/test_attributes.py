@@ -114,3 +114,30 @@ def test_an_encoder_and_its_decoder_compare_their_inputs_with_a_number_that_foll
     small, cut = prune(Translator(), (tokens, tokens))
     assert small.both.d_model == small.embed.embedding_dim == 32
     assert cut.removed["both.encoder.layers.0.linear1.channels"] == (64, 128)
+
+
+def test_an_encoder_and_its_decoder_compare_their_inputs_with_the_number_of_the_last_norm() -> None:
+    class Encoder(nn.Module):
+        """One of one's own, that normalises fewer channels in between."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.down, self.norm, self.up = nn.Linear(64, 24), nn.LayerNorm(24), nn.Linear(24, 64)
+
+        def forward(self, source: torch.Tensor, **masks: object) -> torch.Tensor:
+            return source + self.up(self.norm(self.down(source)).relu())
+
+    class Translator(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(11, 64), nn.Linear(64, 11)
+            self.both = nn.Transformer(64, 4, 1, 1, 128, batch_first=True, custom_encoder=Encoder())
+
+        def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.head(self.both(self.embed(source), self.embed(target)))
+            return result
+
+    tokens = torch.randint(11, (2, 5))
+    small, _ = prune(Translator(), (tokens, tokens))
+    assert small.both.encoder.norm.normalized_shape == (12,)
+    assert small.both.d_model == small.embed.embedding_dim == 32

@@ -373,7 +373,7 @@ class Positions(nn.Module):
         super().__init__()
         self.take, self.embed, self.out = take, nn.Linear(7, 24), nn.Linear(24, 3)
         self.table = nn.Parameter(torch.randn(32, 24))
-        self.weights = nn.Embedding(32, 24)
+        self.weights, self.norm, self.project = nn.Embedding(32, 24), nn.LayerNorm(24), nn.Linear(24, 24)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         length = x.shape[1]
@@ -384,48 +384,68 @@ class Positions(nn.Module):
             "index": lambda: self.table.index_select(0, torch.arange(length)),
             "row": lambda: self.table[length],
             "heads": lambda: self.table[:length, None].transpose(1, 2).flatten(1),
+            "scaled": lambda: (self.table * 2)[:length],
+            "summed": lambda: (self.table + self.weights.weight)[:length],
+            "normed": lambda: self.norm(self.table)[:length],
+            "projected": lambda: self.project(self.table).relu()[:length],
+            "joined": lambda: torch.cat([self.table[1:], self.table[:1]])[:length],
         }[self.take]()
         out: torch.Tensor = self.out((self.embed(x) + rows).relu())
         return out
 
 
-@pytest.mark.parametrize("take", ["slice", "narrow", "weight", "index", "row", "heads"])
+@pytest.mark.parametrize(
+    "take",
+    ["slice", "narrow", "weight", "index", "row", "heads", "scaled", "summed", "normed", "projected", "joined"],
+)
 def test_rows_of_a_table_that_the_example_does_not_reach_stay(take: str) -> None:
     """They went by their scores, and longer texts were given the positions of others."""
-    model = Positions(take).eval()
-    subject = open_traced(model, torch.randn(2, 8, 7))
-    assert list(subject.coupling.sites) == ["embed.channels"]
-    small = subject.cut(Selection({"embed.channels": np.arange(24) % 2 == 0}))[0].model
+    subject = open_traced(Positions(take).eval(), torch.randn(2, 8, 7))
+    assert "embed.channels" in subject.coupling.sites
+    half = Selection({name: np.arange(24) % 2 == 0 for name in subject.coupling.sites})
     longer = torch.randn(2, 20, 7)
-    with torch.no_grad():
-        model.out.weight[:, 1::2] = 0
-        torch.testing.assert_close(small(longer), model(longer))
+    torch.testing.assert_close(subject.cut(half)[0].forward(longer), subject.silence(half).forward(longer))
 
 
-class Parts(nn.Module):
-    """A matrix of equal parts, of which the code asks for one."""
+def test_queries_and_keys_go_in_step_though_values_alone_are_used() -> None:
+    class Values(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.attention, self.out = nn.Linear(6, 16), nn.MultiheadAttention(16, 2), nn.Linear(16, 3)
 
-    def __init__(self, take: str) -> None:
-        super().__init__()
-        self.take, self.embed, self.out = take, nn.Linear(6, 16), nn.Linear(16, 3)
-        self.fused, self.attention = nn.Parameter(torch.randn(48, 16)), nn.MultiheadAttention(16, 2)
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            weight = self.attention.in_proj_weight[-self.attention.embed_dim :]
+            h = self.attention.out_proj(nn.functional.linear(self.embed(x), weight))
+            out: torch.Tensor = self.out(h.relu())
+            return out
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = {
-            "chunk": lambda: self.fused.chunk(3)[1],
-            "values": lambda: self.attention.in_proj_weight[-self.attention.embed_dim :],
-        }[self.take]()
-        h = nn.functional.linear(self.embed(x), weight)
-        out: torch.Tensor = self.out((h if self.take == "chunk" else self.attention.out_proj(h)).relu())
-        return out
-
-
-@pytest.mark.parametrize(("take", "name"), [("chunk", "fused"), ("values", "attention.in_proj_weight")])
-def test_equal_parts_of_a_matrix_go_in_step_though_one_alone_is_used(take: str, name: str) -> None:
-    subject = open_traced(Parts(take), torch.randn(2, 6))
+    subject = open_traced(Values(), torch.randn(2, 6))
     keep = {site: np.arange(len(one.classes)) % 2 == 0 for site, one in subject.coupling.sites.items()}
     small = subject.cut(Selection(keep))[0].model
-    assert small.get_parameter(name).shape == (24, 8)
+    assert small.get_parameter("attention.in_proj_weight").shape == (24, 8)
+
+
+@pytest.mark.parametrize("read", ["heads", "norms"])
+def test_parts_of_a_matrix_that_other_tasks_take_stay_with_what_reads_them(read: str) -> None:
+    class Tasks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.fused, self.out = nn.Linear(6, 16), nn.Parameter(torch.randn(48, 16)), nn.Linear(16, 3)
+            self.heads = nn.ModuleList(nn.Linear(16, 3) for _ in range(3))
+            self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(3))
+
+        def forward(self, x: torch.Tensor, task: int) -> torch.Tensor:
+            h = nn.functional.linear(self.embed(x).relu(), self.fused.chunk(3)[task])
+            out: torch.Tensor = self.heads[task](h.relu()) if read == "heads" else self.out(self.norms[task](h))
+            return out
+
+    x = torch.randn(5, 6)
+    subject = open_traced(Tasks(), (x, 1))
+    half = Selection({site: np.arange(16) % 2 == 0 for site in subject.coupling.sites})
+    small, silenced = subject.cut(half)[0], subject.silence(half)
+    assert small.model.get_parameter("fused").shape == (48, 8)
+    for task in range(3):
+        torch.testing.assert_close(small.forward((x, task)), silenced.forward((x, task)))
 
 
 def test_channels_may_be_put_in_another_order_by_computed_indices() -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from secateur.methods.pruning import prune
 from secateur.subjects.network.labelling import RECURRENT
+from secateur.subjects.network.recording import Example, record
 from secateur.subjects.network.traced import open_traced
 from subjects import nets
 
@@ -80,3 +81,23 @@ def test_zeros_that_the_pass_makes_take_on_labels_and_no_longer_once_a_part_is_w
     inputs = torch.randn(4, 6)
     assert "a.channels" in open_traced(free, inputs).coupling.sites
     assert "a.channels" not in open_traced(written, inputs).coupling.sites
+
+
+def test_what_is_computed_from_parameters_is_used_where_it_meets_the_inputs() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows, self.mix, self.odd = (nn.Parameter(torch.rand(*size)) for size in ((8, 6), (6, 10), (8, 10)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            odd = self.odd[:4].cummin(0).values  # is not known
+            return x * (self.rows @ self.mix)[:3] + odd[:3]
+
+    run = record(Net().eval(), Example.of(torch.rand(2, 3, 10)))
+    reached = {
+        (axis.tensor, axis.dim): int(run.reached[axis.start : axis.start + axis.size].sum())
+        for axis in run.flow.atoms.axes
+    }
+    assert reached == {
+        ("rows", 0): 3, ("rows", 1): 6, ("mix", 0): 6, ("mix", 1): 10, ("odd", 0): 4, ("odd", 1): 10,
+    }  # fmt: skip

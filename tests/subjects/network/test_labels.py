@@ -147,3 +147,17 @@ def test_tensors_of_one_value_that_were_made_of_one_another_take_on_labels_each_
     (row,) = flow.atoms.add("weight", torch.zeros(4))
     flow.take_on(value, (row,))
     assert len(flow.labels(start)) == len(flow.labels(value)) == 1
+
+
+def test_one_tensor_takes_on_labels_that_lie_at_one_place_in_memory_and_differ() -> None:
+    flow = Flow(Atoms())
+    wide, square = torch.zeros(16, 16), torch.zeros(4, 4)
+    (row,) = flow.atoms.add("weight", torch.zeros(16))
+    for value in (wide, square):
+        flow.mark(value, NOTHING, blank=True)
+    flow.take_on(wide, (on(row, 0, 2), on(row, 1, 2)))
+    assert [tuple(label.shape) for label in flow.labels(wide)] == [(16, 1), (1, 16)]
+    for label in (row.view(4, 4), row.view(4, 4).t()):
+        flow.take_on(square, (label,))
+    of = flow.atoms.classes().of
+    assert of[2] == of[5], "what is combined with one element goes together"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from secateur.errors import ModelError
 from secateur.methods.pruning import prune
 from secateur.subjects.network.proof import Fault
 from secateur.subjects.network.remedies import Constraints, find_remedy, keep_site, trial_selection
-from secateur.subjects.network.traced import open_traced, reload_traced
+from secateur.subjects.network.traced import Traced, open_traced, reload_traced
 from secateur.vocabulary import Selection
 from subjects import nets
 
@@ -150,37 +150,54 @@ def test_sites_that_can_be_cut_alone_go_where_the_remedies_left_none() -> None:
     assert any("a cut of it fails" in reason for reason in subject.reasons.values())
 
 
-def test_what_is_protected_later_stays_where_innocent_sites_are_freed() -> None:
-    class Picky(nn.Module):
-        """One width is fixed by the code; others are refused once the network was opened."""
+class Picky(nn.Module):
+    """One width is fixed by the code; others are refused once the network was opened."""
 
-        refused: ClassVar[set[int]] = set()
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused = set[int]()
+        self.a, self.b, self.e, self.c, self.d = (
+            nn.Linear(*pair) for pair in ((6, 8), (8, 16), (16, 10), (10, 12), (12, 3))
+        )
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.e, self.c, self.d = (
-                nn.Linear(*pair) for pair in ((6, 8), (8, 16), (16, 10), (10, 12), (12, 3))
-            )
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.e(self.b(self.a(x).view(len(x), 2, 4).flatten(1)).relu()).relu()
+        if h.shape[1] in self.refused:
+            raise RuntimeError("no such width")
+        result: torch.Tensor = self.d(self.c(h).relu())
+        return result
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            h = self.e(self.b(self.a(x).view(len(x), 2, 4).flatten(1)).relu()).relu()
-            if h.shape[1] in self.refused:
-                raise RuntimeError("no such width")
-            result: torch.Tensor = self.d(self.c(h).relu())
-            return result
 
+@pytest.fixture
+def picky() -> Traced:
     torch.manual_seed(0)
-    subject = open_traced(Picky().eval(), torch.randn(4, 6)).copy()
+    subject = open_traced(Picky().eval(), torch.randn(4, 6))
     assert "a cut of it fails" in subject.reasons["a.weight[0]"]
     assert {"e.channels", "c.channels"} <= set(subject.coupling.sites)
-    subject.protect("d")
-    subject.model.refused.update(range(2, 10))
-    try:
+    return subject
+
+
+def sites_after_faults(subject: Traced) -> set[str]:
+    """Names of sites that were ever there while more widths are refused, until nothing explains a fault."""
+    seen = set[str]()
+    with suppress(ModelError):
+        subject.model.refused.update(range(2, 10))
         for _ in range(8):
-            trial = trial_selection(subject, None)
-            subject.without(Fault("e", "no such width"), trial)
-            assert "c.channels" not in subject.coupling.sites
-    except ModelError:  # nothing was left that could explain a fault
-        assert "c.channels" not in subject.coupling.sites
-    finally:
-        subject.model.refused.clear()
+            subject.without(Fault("e", "no such width"), trial_selection(subject, None))
+            seen |= set(subject.coupling.sites)
+    return seen
+
+
+def test_what_is_protected_later_stays_where_innocent_sites_are_freed(picky: Traced) -> None:
+    subject = picky.copy()
+    subject.protect("d")
+    assert "c.channels" not in sites_after_faults(subject)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_protected_in_a_copy_or_beside_one_is_free_in_the_other(picky: Traced, first: bool) -> None:
+    other = picky.copy()
+    (picky if first else other).protect("d")
+    free = other if first else picky
+    assert sites_after_faults(free)
+    assert "is protected by the caller" not in free.reasons.values()

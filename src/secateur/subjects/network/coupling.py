@@ -197,9 +197,7 @@ def couple(run: Run, kept: Mapping[int, str] | None = None, bound: Iterable[np.n
     for atom, reason in (kept or {}).items():
         by_reason.setdefault(reason, []).append(atom)
     extra = [(np.array(some), reason) for reason, some in by_reason.items()]
-    joined = atoms.classes(more).of
-    used = np.isin(joined, joined[run.reached])
-    unused = [(_find_unused(run, axis, used), "takes no part in the forward pass") for axis in atoms.axes]
+    unused = [(_find_unused(run, axis), "takes no part in the forward pass") for axis in atoms.axes]
     joint = {(tuple(label.shape), label.numpy().tobytes()): label for label, _ in run.flow.joint}
     while True:
         classes = atoms.classes(more, [*extra, *unused])
@@ -212,16 +210,16 @@ def couple(run: Run, kept: Mapping[int, str] | None = None, bound: Iterable[np.n
     return Coupling(tuple(atoms.axes), classes, _sites(run, classes, stays), _reasons(atoms.axes, classes, stays))
 
 
-def _find_unused(run: Run, axis: Axis, used: np.ndarray) -> np.ndarray:
-    """The atoms of an axis that take no part, as positions of a table do that are beyond the inputs.
+def _find_unused(run: Run, axis: Axis) -> np.ndarray:
+    """The atoms of an axis that take no part, as positions of a table do that are beyond the inputs: these may be used.
 
-    used: booleans [atoms]: those that go with one that an operator uses, as all of three equal parts of a matrix do.
     Of an axis that no operator was seen to use, but whose tensor was, it isn't known.
     """
     atoms = np.arange(axis.start, axis.start + axis.size)
     if axis.tensor not in run.used:
         return atoms
-    return atoms[~used[atoms]] if run.reached[atoms].any() else atoms[:0]
+    reached = run.reached[atoms]
+    return atoms[~reached] if reached.any() else atoms[:0]
 
 
 def _tie(label: np.ndarray, of: np.ndarray, stays: np.ndarray) -> np.ndarray | None:

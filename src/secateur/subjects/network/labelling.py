@@ -61,8 +61,12 @@ def _facts(func: OpOverload) -> _Facts:
     return _Facts(name, base, pointwise)
 
 
-def apply(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: object) -> None:
-    """Label what an operator returned."""
+def apply(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: object, computed: bool = False) -> None:
+    """Label what an operator returned, and note which labels the network uses: those that do more than move.
+
+    computed: whether the result comes of parameters alone. Of a table that is scaled before a part of it is taken, the
+    network uses that part: what such a result carries on is used where it meets the inputs.
+    """
     facts = _FACTS.get(id(func))
     if facts is None:
         facts = _FACTS[id(func)] = _facts(func)
@@ -95,9 +99,13 @@ def apply(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: 
         return
     flow.operator = name
     results = results_of(out)
+    entered: list[Tensor] = []
     if base not in _PASSING:
         for value in tensors:
-            flow.reach(value)
+            if computed and rule is not None:
+                entered += flow.labels(value)
+            else:
+                flow.reach(value)
     if rule is None:
         flow.keep_inputs(tensors, RECURRENT if base in _RECURRENT else f"{name} is not known to the analysis")
         for value in results:
@@ -118,6 +126,8 @@ def apply(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: 
         flow.mark(value, own, blank=one and not inplace)
     if inplace and results and flow.blank(results[0]):
         flow.mark(results[0], flow.labels(results[0]), blank=False)
+    if entered:
+        flow.reach_lost(entered, results)
 
 
 def _is_row(value: object) -> bool:

@@ -294,8 +294,10 @@ class Flow:
         """Whose its labels are: tensors may outlive the pass, and be read in one of another network."""
         self.heads: list[Tensor] = []
         """Labels that were carried on by the batch of a product alone: heads of an attention."""
+        self.parts: list[Tensor] = []
+        """Labels [parts, n] of equal parts of a matrix, all of which are used where one is: nothing else reads them."""
         self._reached: dict[int, Labels] = {}
-        """What entered operators that do more than move elements, by its identity."""
+        """What the network uses, see `labelling.apply`, by its identity."""
 
     # ------------------------------------------------------------------------------------------ labels on tensors
 
@@ -320,12 +322,24 @@ class Flow:
         if labels and not self.atoms.frozen:
             self._reached[id(labels)] = labels
 
+    def reach_lost(self, labels: Iterable[Tensor], results: Iterable[object]) -> None:
+        """Note that the network uses those of these labels that no result carries on."""
+        none = np.zeros(0, np.int32)
+        entered, carried = (
+            np.concatenate([none, *(label.numpy().reshape(-1) for label in some)])
+            for some in (labels, (label for value in results for label in self.labels(value)))
+        )
+        lost = (torch.from_numpy(np.setdiff1d(entered, carried)),)
+        self._reached[id(lost)] = lost
+
     def list_reached(self) -> np.ndarray:
         """Booleans [atoms]: what an operator uses. Of a table of positions, those beyond the inputs are not there."""
         result = np.zeros(self.atoms.count, bool)
         for labels in self._reached.values():
             for label in labels:
                 result[label.numpy()] = True
+        for parts in self.parts:
+            result[parts.numpy()] |= result[parts.numpy()].any(axis=0)
         return result
 
     def take_on(self, value: object, labels: Iterable[Tensor]) -> None:
@@ -333,10 +347,11 @@ class Flow:
 
         So have those that it was made of; what two casts of one mask are broadcast to is joined.
         """
-        given, seen, fresh = [(value, label) for label in labels], set[tuple[int, int]](), set[int]()
+        given, seen, fresh = [(value, label) for label in labels], set[tuple[int, _Memory]](), set[int]()
         for one, label in given:  # which grows
-            found = None if (id(one), label.data_ptr()) in seen else self._take_label(one, label, fresh)
-            seen.add((id(one), label.data_ptr()))
+            key = (id(one), _memory(label))
+            found = None if key in seen else self._take_label(one, label, fresh)
+            seen.add(key)
             given += [] if found is None else [(source, found) for source in getattr(one, SOURCES, ())]
 
     def _take_label(self, value: object, label: Tensor, fresh: set[int]) -> Tensor | None:
@@ -351,15 +366,14 @@ class Flow:
         if not dims or min(dims) < 0 or any(value.shape[dim] != label.shape[dim + lead] for dim in dims):
             return None
         mine = label.reshape(label.shape[lead:])
-        alike = [other for other in own if other.shape == mine.shape]
-        if any(other.data_ptr() == mine.data_ptr() for other in alike):
+        if any(_memory(other) == _memory(mine) for other in own):
             return None
         if dims <= wide(tuple(value.shape)).difference(*(varying(one) for one in own)):
             fresh.add(id(mine))
             self.mark(value, (*own, mine), blank=True)
             return mine
-        for other in alike:
-            if id(other) not in fresh:
+        for other in own:
+            if other.shape == mine.shape and id(other) not in fresh:
                 self.join(other, mine, "is combined with one and the same tensor")
         return mine
 
@@ -539,6 +553,14 @@ class Flow:
 
 
 _PICKED = "one index is picked out"
+
+_Memory = tuple[int, torch.Size, tuple[int, ...]]
+
+
+def _memory(label: Tensor) -> _Memory:
+    """What tells labels apart that may be views of one row, along several dimensions."""
+    steps = tuple(stride for size, stride in zip(label.shape, label.stride(), strict=True) if size > 1)
+    return label.data_ptr(), label.shape, steps
 
 
 def _components(items: list[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:

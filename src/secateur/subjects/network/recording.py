@@ -181,7 +181,7 @@ def record(
         for leaf, parameter in module._parameters.items()
         if parameter is not None
     }
-    # Queries, keys and values, which stay equally many though code may take some of them by itself.
+    # Queries, keys and values: code may take some of them by itself, and all stay equally many.
     fused = {
         id(one)
         for module in model.modules() if isinstance(module, nn.MultiheadAttention)
@@ -204,9 +204,9 @@ def record(
             )
         flow.mark(tensor, labels)
         if id(tensor) in fused:
-            first, *others = labels[0].chunk(3)
-            for part in others:
-                atoms.join(first, part, "is one of three equal parts")
+            parts = labels[0].reshape(3, -1)
+            atoms.join(parts[:1], parts, "is one of three equal parts")
+            flow.parts.append(parts)
         if kept is not None:
             silencing.leave_raw(tensor)
         names[id(tensor)] = name
@@ -376,7 +376,7 @@ class _Recorder(EagerMode):
             self.products += flops.products(self.flow, func, args, kwargs, out)
             if live and func.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "equal"):
                 (self.reads if live & _PARAMETERS else self.looks).append(self.flow.where)
-            labelling.apply(self.flow, shown, given, kwargs, out)
+            labelling.apply(self.flow, shown, given, kwargs, out, computed=live == _PARAMETERS)
             self._give(out, live)
             return out
         moves = shown is not func  # in place: zeros move along, and a parameter is no other tensor
