@@ -232,20 +232,3 @@ def test_longrope_of_phi3_ties_channels_to_heads(tmp_path: Path) -> None:
     cut.save(tmp_path)
     batch = cut.example(1, 40)  # past the original length, where the long factors serve
     torch.testing.assert_close(run(open_subject(tmp_path), batch), run(cut, batch), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sinusoids_that_no_file_holds_have_the_number_type_of_the_model(dtype: torch.dtype, tmp_path: Path) -> None:
-    """A cut had them in single precision, which the norms behind them refused."""
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 61, "d_model": 32, "ffn_dim": 48, "num_layers": 3, "attention_heads": 4}
-    transformers.XGLMForCausalLM(transformers.XGLMConfig(**sizes)).to(dtype).save_pretrained(tmp_path / "whole")
-    subject = open_subject(tmp_path / "whole")
-    small = subject.cut(Selection({"layers": np.array([True, False, True])}))[0]
-    batch = subject.example(2, 6)
-    small.save(tmp_path / "small")
-    with torch.no_grad():
-        wanted = open_subject(tmp_path / "small").forward(batch).prediction
-        torch.testing.assert_close(small.forward(batch).prediction, wanted)
-    tables = [dict(one.model.named_buffers())["model.embed_positions.weights"] for one in (subject, small)]
-    assert [table.dtype for table in tables] == [dtype, dtype]
