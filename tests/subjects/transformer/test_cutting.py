@@ -232,3 +232,18 @@ def test_longrope_of_phi3_ties_channels_to_heads(tmp_path: Path) -> None:
     cut.save(tmp_path)
     batch = cut.example(1, 40)  # past the original length, where the long factors serve
     torch.testing.assert_close(run(open_subject(tmp_path), batch), run(cut, batch), atol=1e-5, rtol=1e-5)
+
+
+def test_channels_of_a_tensor_that_is_not_written_stay(tmp_path: Path) -> None:
+    """Marian makes its sinusoids anew, which are others for fewer channels than those that were kept."""
+    torch.manual_seed(0)
+    sizes = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    sizes |= {"d_model": 16, "encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "max_position_embeddings": 32}
+    words = {"vocab_size": 61, "pad_token_id": 60, "decoder_start_token_id": 60}
+    subject = open_subject(transformers.MarianMTModel(transformers.MarianConfig(**sizes, **words)).eval())
+    with pytest.raises(UnsupportedError, match=r"writes no model\.decoder\.embed_positions\.weight"):
+        subject.cut(Selection({"channels": np.arange(16) % 2 == 0}))
+    small = subject.cut(Selection({"layers.0.neurons": np.arange(24) < 8}))[0]
+    small.save(tmp_path)
+    batch = small.example(2, 6)
+    torch.testing.assert_close(run(open_subject(tmp_path), batch), run(small, batch))

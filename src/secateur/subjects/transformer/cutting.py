@@ -583,8 +583,14 @@ def build(
 
     It lies where the old one does. stays: what does, where layers or heads go, for settings of generation and a map of
     devices, which speak of them by number.
+
+    Raises `UnsupportedError` where the class has other tensors by `config`, or does not write one that was cut.
     """
     old = layout.model
+    whole = old.state_dict()
+    for name in sorted(old._keys_to_ignore_on_save or ()):
+        if name in state and state[name].shape != whole[name].shape:
+            raise UnsupportedError(f"{type(old).__name__} writes no {name}, and makes another one than is left")
     model = make_blank(saving.architecture(type(old), config, layout.family), config, old.dtype)
     if getattr(old, "pooler", model) is None:  # opened or made without one
         model.pooler = None
