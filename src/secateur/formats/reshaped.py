@@ -72,6 +72,7 @@ class Reshaped:
         finally:
             config.__dict__.update(hidden)
         reshape(self, config.to_dict()["secateur"])  # type: ignore[arg-type]
+        self._keys_to_ignore_on_save = set[str]()  # its class would make them anew, as they were before the cut
 
     @classmethod
     def is_custom_code(cls) -> bool:

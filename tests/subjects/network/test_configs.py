@@ -36,6 +36,11 @@ def build(name: str) -> tuple[Any, Any]:
     if name == "vit":
         config = transformers.ViTConfig(**SIZES, image_size=16, patch_size=4)
         return transformers.ViTModel(config).eval(), {"pixel_values": torch.randn(2, 3, 16, 16)}
+    if name == "marian":  # it writes no sinusoids, and makes others for fewer channels
+        sizes = {f"{side}_{each}": 2 for side in ("encoder", "decoder") for each in ("layers", "attention_heads")}
+        sizes |= {"d_model": 32, "vocab_size": 50, "pad_token_id": 49, "decoder_start_token_id": 49}
+        config = transformers.MarianConfig(**sizes, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=20)
+        return transformers.MarianMTModel(config).eval(), {**words, "decoder_input_ids": words["input_ids"]}
     config = transformers.Gemma3TextConfig(**WORDS, num_key_value_heads=2, head_dim=8)
     return transformers.Gemma3ForCausalLM(config).eval(), {**words, "use_cache": False}
 
@@ -91,7 +96,14 @@ def test_an_even_cut_is_saved_and_loaded_by_its_own_library(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("name", "heads", "even"),
-    [("llama", True, False), ("bert", False, False), ("bert", True, True), ("vit", True, False), ("gemma", True, True)],
+    [
+        ("llama", True, False),
+        ("bert", False, False),
+        ("bert", True, True),
+        ("vit", True, False),
+        ("gemma", True, True),
+        ("marian", False, True),
+    ],
 )
 def test_what_no_config_describes_is_said(name: str, heads: bool, even: bool) -> None:
     """Layers that differ; heads that the class computes from channels; a factor that it computes from the width."""

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoModelForSeq2SeqLM,
     BertConfig,
     BertForSequenceClassification,
+    MarianConfig,
+    MarianMTModel,
     PreTrainedModel,
     SegformerConfig,
     SegformerForSemanticSegmentation,
@@ -106,6 +109,22 @@ def test_a_network_cut_in_no_whole_units_loads_anywhere(automatic: str, tmp_path
             asked = {again.main_input_name: inputs[again.main_input_name]}
             assert torch.equal(again.generate(**asked, max_new_tokens=4, do_sample=False), words)
     assert isinstance(backends.of_source(str(small)), Network), "to every command"
+
+
+def test_a_tensor_that_its_class_makes_anew_is_written_every_time(tmp_path: Path, monkeypatch) -> None:
+    """Marian's sinusoids of fewer channels are others than those that were kept."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    torch.manual_seed(0)
+    config = MarianConfig(**WORDS | {"pad_token_id": 19}, **HEADS, d_model=16, encoder_layers=1, decoder_layers=1,
+                          max_position_embeddings=20, decoder_start_token_id=19, forced_eos_token_id=None)  # fmt: skip
+    MarianMTModel(config).save_pretrained(tmp_path / "model")
+    cut = cut_unevenly(tmp_path / "model")
+    assert cut.model.model.encoder.embed_positions.weight.shape[1] < 16
+    Network().save(cut, tmp_path / "0")
+    for number in range(2):
+        again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / str(number), trust_remote_code=True)
+        torch.testing.assert_close(again(**cut.inputs.kwargs).logits, cut.model(**cut.inputs.kwargs).logits)
+        again.save_pretrained(tmp_path / str(number + 1))
 
 
 @pytest.mark.wide

@@ -217,7 +217,7 @@ class _Search:
                 if not count:
                     best, self.left, self.built = {**best, field: old}, left, built
         found = {field: new for field, new in best.items() if new != values.get(field)}
-        return found if not least and self._same_buffers() else None
+        return found if not least and self._same_buffers() and not self._leaves_out() else None
 
     def _became(self, field: str, old: int) -> list[int]:
         """What a width may be, the likeliest first: of an entry of a list what it is in the layer of its number."""
@@ -275,6 +275,11 @@ class _Search:
             name in made and (made[name].is_meta or torch.equal(made[name].to(one.dtype), one.cpu()))
             for name, one in self.buffers.items()
         )
+
+    def _leaves_out(self) -> bool:
+        """Whether a tensor that was cut is one that its class doesn't write, as Marian's sinusoids: it makes others."""
+        before, unwritten = _shapes(self.holder), getattr(self.holder, "_keys_to_ignore_on_save", None) or ()
+        return any(before.get(name) != self.shapes.get(name) for name in unwritten)
 
 
 def _data(holder: Any) -> dict[str, object]:

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
-from secateur._utils.modes import default_dtype
 from secateur.errors import InputError, UnsupportedError
 from secateur.subjects.transformer import placement, saving
+from secateur.subjects.transformer.blank import make_blank
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout, Place, Widths
 from secateur.subjects.transformer.per_layer import take_layers
@@ -584,11 +583,15 @@ def build(
 
     It lies where the old one does. stays: what does, where layers or heads go, for settings of generation and a map of
     devices, which speak of them by number.
+
+    Raises `UnsupportedError` where the class has other tensors by `config`, or does not write one that was cut.
     """
     old = layout.model
-    architecture = saving.architecture(type(old), config, layout.family)
-    with no_init_weights(), default_dtype(old.dtype):
-        model: PreTrainedModel = architecture(config)
+    whole = old.state_dict()
+    for name in sorted(old._keys_to_ignore_on_save or ()):
+        if name in state and state[name].shape != whole[name].shape:
+            raise UnsupportedError(f"{type(old).__name__} writes no {name}, and makes another one than is left")
+    model = make_blank(saving.architecture(type(old), config, layout.family), config, old.dtype)
     if getattr(old, "pooler", model) is None:  # opened or made without one
         model.pooler = None
     fill(model, state)

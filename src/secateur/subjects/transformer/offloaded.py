@@ -22,14 +22,14 @@ from accelerate import dispatch_model, init_empty_weights
 from accelerate.hooks import AlignDevicesHook
 from accelerate.utils import set_module_tensor_to_device
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.integrations.accelerate import load_offloaded_parameter
 
 from secateur._utils import devices
-from secateur._utils.modes import default_dtype
 from secateur.errors import UnsupportedError
 from secateur.subjects.transformer import costs, cutting, files
+from secateur.subjects.transformer.blank import make_blank
 from secateur.subjects.transformer.cutting import Kept
 from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.origin import Origin, hash_tensors
@@ -285,9 +285,9 @@ def _without_warnings() -> Iterator[None]:
         logger.disabled = before
 
 
-def _make_empty(kind: type[PreTrainedModel], config: object, dtype: torch.dtype) -> PreTrainedModel:
-    with init_empty_weights(include_buffers=False), default_dtype(dtype):
-        return kind(config)
+def _make_empty(kind: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    with init_empty_weights(include_buffers=False):
+        return make_blank(kind, config, dtype)
 
 
 def _find(model: nn.Module, name: str) -> Tensor:

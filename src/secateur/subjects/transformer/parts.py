@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PretrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from secateur._utils import devices
-from secateur._utils.modes import default_dtype, evaluating
+from secateur._utils.modes import evaluating
 from secateur.errors import UnsupportedError
 from secateur.subjects.network.parts import find_path, find_shared
 from secateur.subjects.network.pretrained import copy_beside
 from secateur.subjects.transformer import cutting, dequantising, loading, low_rank, reshaped, saving
+from secateur.subjects.transformer.blank import make_blank
 from secateur.subjects.transformer.deriving import find_family
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout, Widths
@@ -95,8 +95,7 @@ class Whole:
         state = {name: tensor for name, tensor in self.model.state_dict().items() if name not in own}
         for name, tensor in part.model.state_dict().items():
             state[self.names.get(name) or f"{self.path}.{name.removeprefix(self.inner)}"] = tensor
-        with no_init_weights(), default_dtype(self.model.dtype):
-            model = type(self.model)(config)
+        model = make_blank(type(self.model), config, self.model.dtype)
         model.tie_weights()  # a head has the shape of the table that it is tied to, whatever its class makes of it
         cutting.fill(model, state)
         if self.model.can_generate():
@@ -280,8 +279,7 @@ def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple
     weight = model.get_output_embeddings().get_parameter("weight")
     config = copy.deepcopy(base.config)
     config.tie_word_embeddings = _is_tied(model, base)
-    with no_init_weights(), default_dtype(model.dtype):
-        alone: PreTrainedModel = kind(config)
+    alone = make_blank(kind, config, model.dtype)
     if type(alone.base_model) is not type(base) or _HEAD not in alone.state_dict():
         return base, {}
     state = {f"{alone.base_model_prefix}.{name}": tensor for name, tensor in base.state_dict().items()}

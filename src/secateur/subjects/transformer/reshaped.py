@@ -14,9 +14,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
-from secateur._utils.modes import default_dtype
 from secateur.errors import ModelError
 from secateur.formats import reshaped as form
 from secateur.subjects.network import configs
@@ -24,6 +22,7 @@ from secateur.subjects.network.proof import TOLERANCE, differences
 from secateur.subjects.network.recording import tensors_of
 from secateur.subjects.network.traced import Traced
 from secateur.subjects.transformer import saving
+from secateur.subjects.transformer.blank import make_blank
 
 __all__ = ["build", "choose_class", "save"]
 
@@ -59,8 +58,8 @@ def _build(subject: Traced) -> PreTrainedModel | None:
             numbers[path, name] = getattr(network.get_submodule(path), name)
         sizes["numbers"] = [[*place, value] for place, value in sorted(numbers.items())]
         config.secateur = (getattr(config, "secateur", None) or {}) | sizes
-        with no_init_weights(), configs.Hollow(), default_dtype(network.dtype):
-            model = _make_class(plain)(config)
+        with configs.Hollow():
+            model = make_blank(_make_class(plain), config, network.dtype)
         buffers = dict(network.named_buffers())
         model.load_state_dict(network.state_dict() | {name: buffers[name] for name in sizes["buffers"]}, assign=True)
         model.tie_weights()

@@ -29,6 +29,7 @@ from secateur._utils.tokenizers import Tokenizer
 from secateur.errors import InputError, ModelError, UnsupportedError
 from secateur.subjects import matrices
 from secateur.subjects.transformer import blocks, files, saving
+from secateur.subjects.transformer.blank import make_blank
 from secateur.subjects.transformer.families import Family
 from secateur.subjects.transformer.layout import Layout
 from secateur.subjects.transformer.moe import Mixture, Moe
@@ -69,7 +70,9 @@ class Streamed:
         self.device = torch.device("cpu")
         """Where blocks are while they are resident."""
         self._ahead = _Ahead()
-        self.model = _skeleton(model, config)
+        self._places = files.find_tensors(folder)
+        self.dtype = self._kind()
+        self.model = _skeleton(model, config, self.dtype)
         self.origin = Origin.of_model(self.model, str(folder), folder)
         """What this was cut from, see `Transformer.origin`."""
         self.changed: dict[str, Path] = {}
@@ -79,9 +82,6 @@ class Streamed:
         self.experts: dict[str, Tensor] = {}
         """Block -> the experts that stay of those in `whole`."""
         self._mapping = get_model_conversion_mapping(self.model)
-        self._places = files.find_tensors(folder)
-        self.dtype = self._kind()
-        self.model.to(self.dtype)
 
     # ------------------------------------------------------------------------------------------------- weights
 
@@ -108,7 +108,7 @@ class Streamed:
 
     def _set_skeleton(self, model: type[PreTrainedModel], config: PretrainedConfig) -> None:
         """Take modules without weights; their buffers, which no file holds, are where the blocks will be."""
-        self.model = _skeleton(model, config).to(self.dtype)
+        self.model = _skeleton(model, config, self.dtype)
         for module in self.model.modules():
             for name, buffer in module._buffers.items():
                 if buffer is not None and not buffer.is_meta:
@@ -395,9 +395,11 @@ def _read(places: Mapping[str, Path]) -> dict[str, Tensor]:
     return {key: tensor.clone() for key, tensor in files.read_tensors(places)}
 
 
-def _skeleton(model: type[PreTrainedModel], config: PretrainedConfig) -> Any:
-    """The modules without weights, with buffers such as rotary frequencies."""
+def _skeleton(model: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype) -> Any:
+    """The modules without weights, with buffers such as rotary frequencies, which are in single precision."""
     with init_empty_weights(include_buffers=False):
-        result = model(config).eval()
+        result = make_blank(model, config, dtype).eval()
+    for tensor in result.state_dict(keep_vars=True).values():
+        tensor.data = tensor.data.to(dtype if tensor.is_floating_point() else tensor.dtype)
     result.tie_weights()
     return result

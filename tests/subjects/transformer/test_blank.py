@@ -1,0 +1,83 @@
+"""Models without weights: buffers that no file holds are those that `from_pretrained` makes, in any number type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from secateur.subjects import open_subject
+from secateur.subjects.transformer.blank import make_blank
+from secateur.subjects.transformer.parts import open_part
+from secateur.subjects.transformer.subject import Transformer
+from secateur.vocabulary import Selection
+
+LONG = 640
+"""Positions at which frequencies that were computed in half precision have turned elsewhere."""
+NAMES = ("gptj", "codegen", "xglm", "m2m_100", "kosmos-2")
+SIDE = {"layers": 3, "ffn_dim": 48, "attention_heads": 4}
+
+
+def make(name: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    gpt = {"vocab_size": 61, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": LONG}
+    gpt |= {"rotary_dim": 8, "bos_token_id": 1, "eos_token_id": 2}
+    text = {"vocab_size": 61, "max_position_embeddings": LONG}
+    both = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in SIDE.items()}
+    eyes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    eyes |= {"image_size": 16, "patch_size": 8}
+    width = {"d_model": 32, "num_layers": 3, "ffn_dim": 48, "attention_heads": 4}
+    kosmos = text | SIDE | {"embed_dim": 32}
+    match name:
+        case "gptj":
+            return transformers.GPTJForCausalLM(transformers.GPTJConfig(**gpt))
+        case "codegen":
+            return transformers.CodeGenForCausalLM(transformers.CodeGenConfig(**gpt))
+        case "xglm":
+            return transformers.XGLMForCausalLM(transformers.XGLMConfig(**text, **width))
+        case "m2m_100":
+            config = transformers.M2M100Config(**text, **both, d_model=32)
+            return transformers.M2M100ForConditionalGeneration(config)
+        case _:
+            config = transformers.Kosmos2Config(text_config=kosmos, vision_config=eyes, latent_query_num=4)
+            return transformers.Kosmos2ForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cut_is_what_is_opened_again_and_what_is_silenced(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    make(name).to(dtype).save_pretrained(tmp_path / "whole")
+
+    def open_it(folder: str) -> Transformer:
+        return open_part(tmp_path / folder, "text_model") if name == "kosmos-2" else open_subject(tmp_path / folder)
+
+    subject = open_it("whole")
+    selection = Selection({"layers": np.arange(subject.units()["layers"].count) != 1})
+    cut = subject.cut(selection)[0]
+    cut.save(tmp_path / "cut")
+    again, batch = open_it("cut"), subject.example(1, LONG - 4)
+    with torch.no_grad():
+        found, *others = (one.forward(batch).prediction for one in (cut, again, subject.silence(selection)))
+    for other in others:
+        torch.testing.assert_close(found, other, atol=0, rtol=0)
+    mine, theirs = (dict(one.model.named_buffers()) for one in (cut, again))
+    assert mine.keys() == theirs.keys()
+    for key, buffer in mine.items():
+        torch.testing.assert_close(buffer, theirs[key], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_blank_model_of_half_precision_has_the_buffers_of_one_that_is_loaded(name: str, tmp_path: Path) -> None:
+    make(name).half().save_pretrained(tmp_path)
+    model = make(name)
+    there = type(model).from_pretrained(tmp_path)
+    blank = make_blank(type(model), there.config, torch.float16)
+    held, wanted = blank.state_dict().keys(), dict(there.named_buffers())
+    for key, buffer in blank.named_buffers():
+        if key not in held:
+            torch.testing.assert_close(buffer, wanted[key], atol=0, rtol=0)
+    assert blank.dtype is torch.float16
