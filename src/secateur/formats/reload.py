@@ -212,8 +212,11 @@ def resize(model: Any, family: Table) -> None:
                 _recount(attention, config.cross_heads, config.cross_heads, head_dim, biased)
                 if biased:
                     attention.config = LayerConfig(model.config, _attn_implementation="secateur_heads")
-            if kind == "attention" and "heads" not in family["whole"]:
+            if kind == "attention":
                 attention = layer.get_submodule(block["module"])
+                by_channels = _head_dim(attention, head_dim) == config.hidden_size // heads != head_dim
+                if "heads" in family["whole"] and not by_channels:
+                    continue  # all stay, each as wide as its class has made it
                 biased = bool(family["shares_positions"])
                 _recount(attention, heads, kv, head_dim, biased)
                 if biased:
@@ -382,13 +385,19 @@ def _attend(
 ALL_ATTENTION_FUNCTIONS.register("secateur_heads", _attend)
 
 
+def _head_dim(attention: Any, otherwise: int) -> int:
+    """How wide its class made the heads of an attention, which may go by the number of channels."""
+    sizes = (getattr(attention, name, None) for name in ("head_dim", "attention_head_size", "head_size"))
+    found: int = next(filter(None, sizes), otherwise)
+    return found
+
+
 def _recount(attention: Any, heads: int, kv: int, head_dim: int, biased: bool = False) -> None:
     """Set the counts which attention modules keep beside their weights; models name them differently.
 
     biased: the class makes zeros for the positions of as many heads as others have, too, and takes that from n_heads.
     """
-    sizes = (getattr(attention, name, None) for name in ("head_dim", "attention_head_size", "head_size"))
-    built = next(filter(None, sizes), head_dim)
+    built = _head_dim(attention, head_dim)
     if built != head_dim and hasattr(attention, "scaling") and getattr(attention, "scale_attn_weights", True):
         attention.scaling *= (built / head_dim) ** 0.5
     counts = {

@@ -487,6 +487,26 @@ def test_a_scale_of_embeddings_in_bfloat16_is_folded_as_it_is() -> None:
     assert find_change(subject, {"channels": np.arange(32) < 24}) < 1e-5
 
 
+@pytest.mark.parametrize("left", [56, 32])
+def test_channels_go_where_heads_stay_that_the_class_makes_by_their_number(left: int, tmp_path: Path) -> None:
+    """A CodeGen whose queries, keys and values are one matrix of interleaved heads."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 61, "n_embd": 64, "n_layer": 3, "n_head": 4, "rotary_dim": 8, "n_positions": 64}
+    config = transformers.CodeGenConfig(**sizes, bos_token_id=1, eos_token_id=2)
+    subject = open_subject(transformers.CodeGenForCausalLM(config).eval())
+    assert "heads" in subject.family.whole
+    assert "channels" not in subject.family.whole
+    keep = Selection({"channels": np.arange(64) < left})
+    small, batch = subject.cut(keep)[0], subject.example(2, 6)
+    small.save(tmp_path)
+    with torch.no_grad():
+        found, *others = (
+            one.forward(batch).prediction for one in (small, subject.silence(keep), open_subject(tmp_path))
+        )
+    for other in others:
+        torch.testing.assert_close(found, other)
+
+
 def test_channels_stay_where_states_take_their_size_from_them() -> None:
     """Those of a RecurrentGemma's convolutions are as wide as its mixers: the first token of a text found too few."""
     found = open_subject(make_hybrid("RecurrentGemma")).family.whole["channels"]

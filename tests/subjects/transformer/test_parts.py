@@ -404,6 +404,15 @@ def test_each_of_two_parts_of_one_class_has_its_own_config() -> None:
     assert network_parts.open_part(model, "decoder").units("heads")
 
 
+def test_a_part_of_one_layer_is_cut_inside_of_it(tmp_path: Path) -> None:
+    text = transformers.LlamaConfig(**_TEXT | {"num_hidden_layers": 1})
+    config = transformers.LlavaConfig(text_config=text, vision_config=_IMAGE, image_token_index=60)
+    subject = open_part(transformers.LlavaForConditionalGeneration(config).eval(), "language_model")
+    small = subject.cut(Selection({"layers.0.neurons": np.arange(48) < 24}))[0]
+    small.save(tmp_path)
+    assert open_part(tmp_path, "language_model").widths()[0].neurons == 24
+
+
 def test_what_a_part_cannot_have_is_said_in_a_line(tmp_path: Path) -> None:
     model = make()
     assert list(list_parts(model)) == ["language_model"]

@@ -50,3 +50,8 @@ def test_a_list_of_convolutions_stays_however_many_layers_there_are() -> None:
     assert take_layers({"model_type": "falcon_h1", "ssm_multipliers": [1.0] * 5}, [1, 3], 5) == {}
     pattern = {"model_type": "recurrent_gemma", "block_types": ["a", "b", "c"]}
     assert take_layers(pattern, [1, 2], 3) == {"block_types": ["b", "c"]}
+
+
+def test_a_class_whose_number_of_layers_is_none_says_nothing_of_its_lists() -> None:
+    """LXMERT has three of them, in a dict, where others have a number."""
+    assert take_layers({"model_type": "lxmert", "layer_types": ["a", "b"]}, [1], 2) == {"layer_types": ["b"]}

@@ -57,6 +57,25 @@ def test_streamed_results_equal_those_in_memory_and_load_plainly(name, tmp_path)
     assert set(outside.ends()) == {key for key in outside.files() if not key.startswith(inner)} != set()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_streamed_with_the_buffers_of_a_model_opened_whole(dtype, tmp_path):
+    """Rotary frequencies were rounded to half: on a long text their blocks computed something else."""
+    tiny.model("llama").to(dtype).save_pretrained(tmp_path / "model")
+    whole, streamed = open_subject(tmp_path / "model"), open_streamed(tmp_path / "model")
+    streamed.put_on(torch.device("cpu"))
+    assert {parameter.dtype for parameter in streamed.model.parameters()} == {dtype}
+    there = dict(streamed.model.named_buffers())
+    for name, buffer in whole.model.named_buffers():
+        torch.testing.assert_close(there[name], buffer, rtol=0, atol=0)
+    data = [whole.example(1, 400)]
+    for _ in blocks.visit(streamed, data, tmp_path / "states", store=False):
+        pass
+    with torch.no_grad(), streamed.resident():
+        states = next(iter(blocks.states(tmp_path / "states", len(streamed.layers()))))
+        found = blocks.run_ends(streamed, data[0], states).logits
+        torch.testing.assert_close(found, whole.forward(data[0]).prediction, rtol=0, atol=0)
+
+
 def test_streamed_cut_is_masks_that_hold_when_saved(tmp_path):
     whole = subject()
     whole.save(tmp_path / "model")

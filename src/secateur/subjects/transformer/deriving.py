@@ -420,7 +420,7 @@ def prove(tiny: PreTrainedModel, family: Family) -> Family:
             continue  # a copy of one layer of each kind has none that could go
         others = ({"own_config": True}, {"keeps_heads": True}) if kind == "heads" else ()
         for changes in ({}, *others):
-            trial = replace(family, **changes)
+            trial = replace(family, whole=whole | failed, **changes)  # what stays whole is built in another way
             why = _try_cut(make_subject(tiny, trial), kind)
             if not why:
                 family = trial

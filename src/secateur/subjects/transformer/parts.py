@@ -223,7 +223,9 @@ def _find_unsaid(subject: Transformer) -> dict[str, str]:
             unsaid = True
         if unsaid:
             found[axis] = "its config can't say what would be left of them"
-    if saving.needs_module(cutting.new_config(layout, layout.widths[:-1], layout.hidden_size, every[:-1], every[:-1])):
+    fewer = every[:-1] or every
+    shallow = cutting.new_config(layout, [layout.widths[layer] for layer in fewer], layout.hidden_size, fewer, fewer)
+    if saving.needs_module(shallow):
         found["layers"] = "its config can't say what its layers are, by itself"
     return found
 

@@ -67,8 +67,9 @@ def _read_defaults(model_type: str) -> tuple[frozenset[str], frozenset[str]]:
     except Exception:  # there is no such class, or it has no defaults
         return frozenset(), frozenset()
     data = config.to_dict()
-    counts = {get_setting(config, "num_hidden_layers")}
-    counts |= {value for name, value in data.items() if name.endswith(("encoder_layers", "decoder_layers"))}
+    said = [value for name, value in data.items() if name.endswith(("encoder_layers", "decoder_layers"))]
+    said.append(get_setting(config, "num_hidden_layers"))
+    counts = {count for count in said if isinstance(count, int)}  # LXMERT's are a dict
     lists = {name: value for name, value in data.items() if isinstance(value, list | tuple) and value}
     apart = frozenset(name for name in lists if len(lists[name]) not in counts and not name.endswith("types"))
     return apart, frozenset(name for name in lists if any(_lists_layers(name, lists[name], n) for n in counts if n))
