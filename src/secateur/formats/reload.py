@@ -214,8 +214,7 @@ def resize(model: Any, family: Table) -> None:
                     attention.config = LayerConfig(model.config, _attn_implementation="secateur_heads")
             if kind == "attention":
                 attention = layer.get_submodule(block["module"])
-                by_channels = _head_dim(attention, head_dim) == config.hidden_size // heads != head_dim
-                if "heads" in family["whole"] and not by_channels:
+                if "heads" in family["whole"] and not _goes_by_channels(attention, model.config, heads * head_dim):
                     continue  # all stay, each as wide as its class has made it
                 biased = bool(family["shares_positions"])
                 _recount(attention, heads, kv, head_dim, biased)
@@ -385,11 +384,18 @@ def _attend(
 ALL_ATTENTION_FUNCTIONS.register("secateur_heads", _attend)
 
 
-def _head_dim(attention: Any, otherwise: int) -> int:
+def _head_dim(attention: object, otherwise: int) -> int:
     """How wide its class made the heads of an attention, which may go by the number of channels."""
     sizes = (getattr(attention, name, None) for name in ("head_dim", "attention_head_size", "head_size"))
     found: int = next(filter(None, sizes), otherwise)
     return found
+
+
+def _goes_by_channels(attention: object, config: object, width: int) -> bool:
+    """Whether the class shares all channels out among the heads of an attention, where heads have another width."""
+    heads = getattr(config, "num_attention_heads", None) or 1  # of the model: less, where they didn't divide channels
+    channels: int = getattr(config, "hidden_size", 0)
+    return _head_dim(attention, 0) * heads == channels != width
 
 
 def _recount(attention: Any, heads: int, kv: int, head_dim: int, biased: bool = False) -> None:
@@ -417,6 +423,9 @@ def _recount(attention: Any, heads: int, kv: int, head_dim: int, biased: bool = 
     for name, value in counts.items():
         if hasattr(attention, name) and not (biased and name == "n_heads"):
             setattr(attention, name, value)
+    for module in attention.modules():  # a Nystromformer's convolutions have a group for each head
+        if isinstance(module, nn.Conv1d | nn.Conv2d) and module.groups == module.out_channels:
+            module.in_channels = module.out_channels = module.groups = len(module.weight)
 
 
 def _narrow(spec: object, names: tuple[str, ...]) -> object:

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate import init_empty_weights
 from transformers import PreTrainedModel
 
+import tiny
 from secateur.subjects import open_subject
 from secateur.subjects.transformer.blank import make_blank
+from secateur.subjects.transformer.offloaded import Offloaded
 from secateur.subjects.transformer.parts import open_part
 from secateur.subjects.transformer.subject import Transformer
 from secateur.vocabulary import Selection
@@ -81,3 +84,51 @@ def test_a_blank_model_of_half_precision_has_the_buffers_of_one_that_is_loaded(n
         if key not in held:
             torch.testing.assert_close(buffer, wanted[key], atol=0, rtol=0)
     assert blank.dtype is torch.float16
+
+
+def test_an_offloaded_cut_has_the_buffers_of_one_in_memory(tmp_path: Path) -> None:
+    make("gptj").half().save_pretrained(tmp_path)
+    kind, keep = transformers.GPTJForCausalLM, Selection({"layers": np.array([True, False, True])})
+    wanted = open_subject(tmp_path).cut(keep)[0]
+    found = open_subject(kind.from_pretrained(tmp_path, device_map={"": "disk"})).cut(keep)[0]
+    assert isinstance(found, Offloaded)
+    there, batch = dict(found.model.named_buffers()), wanted.example(1, LONG - 4)
+    for name, buffer in wanted.model.named_buffers():
+        torch.testing.assert_close(there[name], buffer, atol=0, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(found.forward(batch).prediction, wanted.forward(batch).prediction, atol=0, rtol=0)
+
+
+def test_a_part_and_the_whole_around_its_cut_have_the_buffers_of_what_is_loaded(tmp_path: Path) -> None:
+    eyes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = transformers.LlavaConfig(
+        text_config=make("gptj").config, vision_config={**eyes, "image_size": 16, "patch_size": 8}, image_token_index=60
+    )
+    transformers.LlavaForConditionalGeneration(config).half().save_pretrained(tmp_path / "whole")
+    part = open_part(tmp_path / "whole", "language_model")
+    assert isinstance(part.model, transformers.GPTJModel)  # the head of its own class has a bias, which is not there
+    small = part.cut(Selection({"layers": np.array([True, False, True])}))[0]
+    small.save(tmp_path / "small")
+    assert small.whole is not None
+    for folder, found in (("whole", part.model), ("small", small.whole.assemble(small))):
+        loaded = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / folder)
+        wanted = loaded if folder == "small" else loaded.model.language_model
+        there = dict(wanted.named_buffers())
+        assert there
+        for name, buffer in found.named_buffers():
+            torch.testing.assert_close(buffer, there[name], atol=0, rtol=0)
+
+
+def test_what_stands_for_a_norm_that_went_has_no_values_in_half_precision(tmp_path: Path) -> None:
+    tiny.model("llama").half().save_pretrained(tmp_path / "whole")
+    subject = open_subject(tmp_path / "whole")
+    count = len(subject.layers())
+    cut = subject.cut(Selection({"attention": np.arange(count) != 1}))[0]
+    with init_empty_weights(include_buffers=False):
+        blank = make_blank(type(cut.model), cut.model.config, torch.float16)
+    assert any(buffer.is_meta for buffer in blank.buffers())
+    cut.save(tmp_path / "cut")
+    batch = subject.example(1, 9)
+    with torch.no_grad():
+        found = open_subject(tmp_path / "cut").forward(batch).prediction
+        torch.testing.assert_close(found, cut.forward(batch).prediction, atol=0, rtol=0)

@@ -42,6 +42,25 @@ SMALL: dict[str, Any] = {
 }
 
 
+SPARSE: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "index_n_heads": 3,
+    "index_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 20,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 24,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "first_k_dense_replace": 4,  # experts are multiplied by an operator that is not counted
+    "mlp_layer_types": ["dense"] * 4,
+}
+
+
 @pytest.fixture(autouse=True)
 def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECATEUR_CACHE", str(tmp_path / "cache"))
@@ -295,15 +314,21 @@ def test_what_fits_no_table_is_said_in_a_line(architecture: str, config: str, sa
             "LagunaForCausalLM",
             {"num_attention_heads_per_layer": [8, 4, 8, 4], "head_dim": 16, "num_key_value_heads": 2},
         ),
+        ("DeepseekV32ForCausalLM", SPARSE),  # what ranks tokens for an attention has heads of its own
+        ("GlmMoeDsaForCausalLM", SPARSE | {"indexer_types": ["full", "shared", "full", "full"]}),
     ],
 )
-def test_flops_of_attentions_are_those_that_are_counted(architecture: str, more: dict[str, Any]) -> None:
+def test_flops_of_attentions_are_those_that_are_counted(
+    architecture: str, more: dict[str, Any], tmp_path: Path
+) -> None:
     """By the sizes of values and the heads that layers have, and by what else grows with the square of the length."""
     kind = getattr(transformers, architecture)
     config = kind.config_class(**SMALL | {"num_hidden_layers": 4} | more)
     subject = make_subject(kind(config).eval(), find_family(kind, config))
     keep = {"layers": np.arange(4) != 1} if "layers" not in subject.layout.whole else {"ffn": np.arange(4) != 1}
-    for one in (subject, subject.cut(Selection(keep))[0]):
+    cut = subject.cut(Selection(keep))[0]
+    cut.save(tmp_path)
+    for one in (subject, cut, open_subject(tmp_path)):
         found = [size.flops(one.model, one.example(1, length)) for length in (16, 32)]
         assert [one.units(length=length).cost()["flops"] for length in (16, 32)] == found
 
@@ -487,16 +512,18 @@ def test_a_scale_of_embeddings_in_bfloat16_is_folded_as_it_is() -> None:
     assert find_change(subject, {"channels": np.arange(32) < 24}) < 1e-5
 
 
-@pytest.mark.parametrize("left", [56, 32])
-def test_channels_go_where_heads_stay_that_the_class_makes_by_their_number(left: int, tmp_path: Path) -> None:
-    """A CodeGen whose queries, keys and values are one matrix of interleaved heads."""
+@pytest.mark.parametrize(("heads", "channels", "left"), [(4, 64, 56), (4, 64, 32), (4, 64, 50), (16, 128, 120)])
+def test_channels_go_where_heads_stay_that_the_class_makes_by_their_number(
+    heads: int, channels: int, left: int, tmp_path: Path
+) -> None:
+    """A CodeGen, whose queries, keys and values are one matrix of heads; these may not divide what is left."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": 61, "n_embd": 64, "n_layer": 3, "n_head": 4, "rotary_dim": 8, "n_positions": 64}
+    sizes = {"vocab_size": 61, "n_embd": channels, "n_layer": 3, "n_head": heads, "rotary_dim": 8, "n_positions": 64}
     config = transformers.CodeGenConfig(**sizes, bos_token_id=1, eos_token_id=2)
     subject = open_subject(transformers.CodeGenForCausalLM(config).eval())
     assert "heads" in subject.family.whole
     assert "channels" not in subject.family.whole
-    keep = Selection({"channels": np.arange(64) < left})
+    keep = Selection({"channels": np.arange(channels) < left})
     small, batch = subject.cut(keep)[0], subject.example(2, 6)
     small.save(tmp_path)
     with torch.no_grad():
@@ -505,6 +532,37 @@ def test_channels_go_where_heads_stay_that_the_class_makes_by_their_number(left:
         )
     for other in others:
         torch.testing.assert_close(found, other)
+
+
+def test_convolutions_of_an_attention_have_a_group_for_each_head_that_is_left(tmp_path: Path) -> None:
+    """Nystromformer's, of as many heads as the config says, which are fewer where they don't divide the channels."""
+    torch.manual_seed(0)
+    config = transformers.NystromformerConfig(**SMALL, max_position_embeddings=64)
+    subject = open_subject(transformers.NystromformerForMaskedLM(config).eval())
+    keep = Selection({"channels": np.arange(32) < 30, "layers.1.heads": np.arange(4) % 2 == 1})
+    small, batch = subject.cut(keep)[0], subject.example(2, 6)
+    small.save(tmp_path)
+    with torch.no_grad():
+        found, *others = (
+            one.forward(batch).prediction for one in (small, subject.silence(keep), open_subject(tmp_path))
+        )
+    for other in others:
+        torch.testing.assert_close(found, other)
+
+
+def test_what_is_cut_beside_what_failed_is_tried_with_that_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are built by the table that comes out."""
+    tried, real = dict[str, set[str]](), deriving._try_cut
+
+    def try_cut(subject: Transformer, kind: str, *, corrected: bool = True) -> str:
+        tried[kind] = set(subject.family.whole)
+        return "fails" if kind == "heads" else real(subject, kind, corrected=corrected)
+
+    monkeypatch.setattr(deriving, "_try_cut", try_cut)
+    model = smollm3()
+    found = prove(model, find_family(type(model), model.config))
+    assert "heads" in found.whole
+    assert "heads" in tried["channels"]
 
 
 def test_channels_stay_where_states_take_their_size_from_them() -> None:

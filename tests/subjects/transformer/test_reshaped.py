@@ -13,6 +13,8 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     BertConfig,
     BertForSequenceClassification,
+    GPTJConfig,
+    GPTJForCausalLM,
     MarianConfig,
     MarianMTModel,
     PreTrainedModel,
@@ -227,3 +229,17 @@ def test_such_a_folder_is_planned_as_it_is_or_refused_and_a_damaged_one_named(tm
     for load in (secateur.load, loading.outline_any):
         with pytest.raises(ModelError, match=r'"secateur" in config\.json lacks numbers, buffers'):
             load(small)
+
+
+def test_tables_of_positions_in_half_precision_are_as_the_class_computes_them(tmp_path: Path, monkeypatch) -> None:
+    """In single precision first: those of a GPT-J that were computed in half turn long texts otherwise."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    torch.manual_seed(0)
+    config = GPTJConfig(**WORDS, n_embd=16, n_layer=2, n_head=2, n_positions=640, rotary_dim=8)
+    GPTJForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    cut = cut_unevenly(tmp_path / "model")
+    rebuilt = reshaped.build(cut)
+    assert rebuilt is not None
+    there = dict(cut.model.named_buffers())
+    for name, buffer in rebuilt.named_buffers():
+        torch.testing.assert_close(buffer, there[name], atol=0, rtol=0)

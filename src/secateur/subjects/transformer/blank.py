@@ -24,10 +24,21 @@ def make_blank(kind: type[PreTrainedModel], config: PretrainedConfig, dtype: tor
     with no_init_weights(), default_dtype(dtype):
         model = kind(config)
     if dtype is not torch.float32:
+        exactly = _with_dtype(copy.deepcopy(config), torch.float32)
         with no_init_weights(), default_dtype(torch.float32), init_empty_weights(include_buffers=False):
-            exact = dict(kind(copy.deepcopy(config)).named_buffers())
+            exact = dict(kind(exactly).named_buffers())
         held = model.state_dict().keys()
         for name, buffer in model.named_buffers():
             if name not in held and not exact[name].is_meta:  # as what stands for a norm that went
                 buffer.copy_(exact[name])
     return model
+
+
+def _with_dtype(config: PretrainedConfig, dtype: torch.dtype) -> PretrainedConfig:
+    """`config` with a number type, also of its parts: these are built in what their own config says."""
+    config.dtype = dtype
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if isinstance(part, PretrainedConfig):
+            _with_dtype(part, dtype)
+    return config

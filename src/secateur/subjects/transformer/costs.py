@@ -214,6 +214,9 @@ def terms(
             add("flops", product * own**2, [f"layers.{index}.heads"], {"units": (("layers", index),)})
         elif not layout.family.attends:
             add("flops", product * own**2 * layout.stated_heads, [], {"units": (("layers", index),)})
+        if width.heads and layout.index_width(index):
+            ranking = 2.0 * batch * layout.index_width(index)
+            add("flops", ranking * own**2, [], {"units": (("layers", index), ("attention", index))})
         if width.cross:
             add("flops", product * length * read, [f"layers.{index}.cross.heads"], {"units": (("layers", index),)})
     found = [replace(term, coefficient=value) for term, value in total.items()]

@@ -223,7 +223,9 @@ def _measure_attention(model: PreTrainedModel, family: Family) -> float:
         return 1.0
     finally:
         model.set_attn_implementation(used)
-    return found / said if said else 1.0
+    layout = subject.layout
+    ranking = 2.0 * sum(map(layout.index_width, range(len(layout.widths)))) * bend(lambda length: length**2)
+    return max(found - ranking, 0.0) / (said - ranking) if said > ranking else 1.0
 
 
 def _find_failure(model: PreTrainedModel) -> str:

@@ -248,6 +248,15 @@ class Layout:
         values = _count_inputs(self._modules(layer)[self.blocks(layer)["attention"].out]) / heads
         return ratio * (queries + (values or queries)) / 2
 
+    def index_width(self, layer: int) -> int:
+        """Numbers by which a layer ranks tokens for its attention, two that meet by each (the indexer of DSA), or 0.
+
+        A query of each of its heads by one key, then the heads by their weights.
+        """
+        found = [module for name, module in self._modules(layer).items() if name.endswith("indexer")]
+        sizes = [(getattr(one, "n_heads", 0), getattr(one, "head_dim", 0)) for one in found]
+        return sum(heads * (width + 1) for heads, width in sizes if width)
+
     def find_head_dim(self, layer: int) -> int:
         """Numbers per head of a layer, where the class gives layers heads of unequal sizes."""
         own = "head_dim" in self.family.own_settings

@@ -282,10 +282,11 @@ def _add_head(model: PreTrainedModel, base: PreTrainedModel, path: str) -> tuple
     config = copy.deepcopy(base.config)
     config.tie_word_embeddings = _is_tied(model, base)
     alone = make_blank(kind, config, model.dtype)
-    if type(alone.base_model) is not type(base) or _HEAD not in alone.state_dict():
-        return base, {}
     state = {f"{alone.base_model_prefix}.{name}": tensor for name, tensor in base.state_dict().items()}
-    cutting.fill(alone, state | {_HEAD: weight})
+    state[_HEAD] = weight
+    if type(alone.base_model) is not type(base) or alone.state_dict().keys() != state.keys():  # GPT-J's has a bias
+        return base, {}
+    cutting.fill(alone, state)
     alone.to(model.device).eval()
     return (alone, {_HEAD: _name_head(model)}) if _gives_same(model, alone) else (base, {})
 
