@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
+import pytest
 import torch
 
 from secateur.subjects.network.labels import (
+    CONSUMED,
+    LEFT_OUT,
     NOTHING,
+    REDUCED,
     SOURCES,
     Atoms,
     Flow,
@@ -161,3 +167,73 @@ def test_one_tensor_takes_on_labels_that_lie_at_one_place_in_memory_and_differ()
         flow.take_on(square, (label,))
     of = flow.atoms.classes().of
     assert of[2] == of[5], "what is combined with one element goes together"
+
+
+def test_ways_by_which_a_tensor_of_one_value_was_made_are_gone_once_where_labels_are_joined() -> None:
+    flow, value = Flow(Atoms()), torch.zeros(4)
+    flow.mark(value, NOTHING, blank=True)
+    for _ in range(12):
+        # Two ways lead to each, with labels that are views of one row.
+        made = [torch.zeros(4) for _ in range(3)]
+        for one, sources in zip(made, ([value], [value], made[:2]), strict=True):
+            flow.mark(one, NOTHING, blank=True)
+            one.__dict__[SOURCES] = sources
+        value = made[2]
+    rows = [*flow.atoms.add("first", torch.zeros(4)), *flow.atoms.add("second", torch.zeros(4))]
+    for row in rows:
+        flow.take_on(value, (row,))
+    of = flow.atoms.classes().of
+    assert (of[1:5] == of[5:9]).all()
+    assert len(flow.atoms.joins) == 37
+
+
+def test_labels_along_other_dimensions_of_a_tensor_of_one_value_are_not_joined() -> None:
+    flow, mask = Flow(Atoms()), torch.zeros(4, 4)
+    flow.mark(mask, NOTHING, blank=True)
+    first_row, second, third = (flow.atoms.add(name, torch.zeros(4))[0] for name in "abc")
+    flow.take_on(mask, (on(first_row, 0, 2), on(second, 1, 2)))
+    flow.take_on(mask, (on(third, 0, 2),))
+    of = flow.atoms.classes().of
+    assert (of[1:5] == of[9:13]).all()
+    assert len(set(of[1:9].tolist())) == 8
+
+
+@pytest.mark.parametrize(
+    ("hows", "used"),
+    [
+        ([CONSUMED], True),
+        ([REDUCED], True),
+        ([LEFT_OUT], False),
+        ([REDUCED, LEFT_OUT], False),
+        ([LEFT_OUT, REDUCED, CONSUMED], True),
+        ([], False),
+    ],
+)
+def test_what_is_used(hows: list[int], used: bool) -> None:
+    flow, (row,), result = Flow(atoms := Atoms()), atoms.add("a", torch.zeros(4)), torch.zeros(4)
+    for how in hows:
+        flow.lose([row], [], how)
+    assert flow.list_reached()[1:].tolist() == [used] * 4
+    flow.mark(result, (row,))
+    flow.lose([row], [result], CONSUMED)
+    assert flow.list_reached()[1:].tolist() == [used] * 4, "a result carries it on"
+
+
+def test_of_a_label_that_goes_on_in_part_the_rest_was_joined_and_not_reduced() -> None:
+    flow, (row,), result = Flow(atoms := Atoms()), atoms.add("a", torch.zeros(4)), torch.zeros(4)
+    flow.mark(result, (row[:2],))
+    flow.lose([row], [], LEFT_OUT)
+    flow.lose([row], [result], REDUCED)
+    assert flow.list_reached()[1:].tolist() == [False, False, True, True]
+
+
+def test_to_note_what_is_lost_takes_as_long_as_the_labels_and_not_as_all_atoms() -> None:
+    """They were sorted: a network that computes a matrix of a million weights took minutes."""
+    flow, row = Flow(atoms := Atoms()), torch.arange(1, 1 << 20, dtype=torch.int32)
+    atoms.count, result = 1 << 20, torch.zeros(1)
+    flow.mark(result, (row.view(-1),))
+    before = time.process_time()
+    for _ in range(20):
+        flow.lose([row], [result], CONSUMED)
+    assert time.process_time() - before < 2, "setdiff1d takes 4 to 8 seconds"
+    assert not flow.list_reached()[1:].any()
