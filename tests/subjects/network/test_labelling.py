@@ -140,7 +140,7 @@ def test_dimensions_of_heads_are_used_where_one_operator_looks_at_them_together(
             self.qkv, self.out = nn.Linear(6, 72), nn.Linear(24, 5)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            each = self.qkv(x).view(-1, 3, 4, 6)
+            each = self.qkv(x).view(len(x), 3, -1, 6)
             weights = each[:, 0].softmax(-1) * each[:, 1].softmax(-1)
             out: torch.Tensor = self.out((weights.sum(-1, keepdim=True) * each[:, 2]).flatten(1))
             return out
