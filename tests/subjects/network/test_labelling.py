@@ -146,4 +146,4 @@ def test_dimensions_of_heads_are_used_where_one_operator_looks_at_them_together(
             return out
 
     sites = open_traced(Mixed(), torch.randn(3, 6)).coupling.sites
-    assert {name: len(site.classes) for name, site in sites.items()} == {"qkv.heads": 4}
+    assert {name: len(site.classes) for name, site in sites.items()} == {"qkv.channels": 4}

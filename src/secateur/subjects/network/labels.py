@@ -353,7 +353,7 @@ class Flow:
 
         Nor are they where the whole table is reduced to a number, such as its mean, beside the part that is taken.
         """
-        result = (self._uses & CONSUMED > 0) | (self._uses & (REDUCED | LEFT_OUT) == REDUCED)
+        result: np.ndarray = (self._uses & CONSUMED > 0) | (self._uses & (REDUCED | LEFT_OUT) == REDUCED)
         for parts in self.parts:
             result[parts.numpy()] |= result[parts.numpy()].any(axis=0)
         return result
