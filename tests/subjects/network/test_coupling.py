@@ -403,7 +403,7 @@ class Positions(nn.Module):
             "beside": lambda: self.table[:length] - self.table.mean(0),
             "times": lambda: (self.table * x.mean())[:length],
             "plus": lambda: (self.table + self.time(x[:, :1]))[:, :length],
-            "padded": lambda: nn.functional.pad(self.table * 2, (0, 0, 0, length - 32)),
+            "padded": lambda: nn.functional.pad(self.table * 2, (0, 0, 0, length - len(self.table))),
         }[self.take]()
         out: torch.Tensor = self.out((self.embed(x) + rows).relu())
         return out

@@ -113,16 +113,19 @@ def test_parts_of_features_that_nothing_reads_take_no_part_whoever_made_the_inpu
         def __init__(self) -> None:
             super().__init__()
             self.encode, self.both, self.decode = nn.Linear(7, 32), nn.Linear(32, 24), nn.Linear(12, 5)
+            self.unread = nn.Linear(32, 9)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            given = torch.randn(x.shape) if own else x
-            mean, _ = self.both(self.encode(given).relu()).chunk(2, -1)
+            h = self.encode(torch.randn(x.shape) if own else x).relu()
+            mean, _ = self.both(h).chunk(2, -1)
+            self.unread(h)
             out: torch.Tensor = self.decode(mean.relu())
             return out
 
     subject = open_traced(Means(), torch.randn(4, 7))
     assert {name: len(site.classes) for name, site in subject.coupling.sites.items()} == {"encode.channels": 32}
-    assert subject.reasons["both.weight[0]"] == "takes no part in the forward pass"
+    for unread in ("both", "unread"):
+        assert subject.reasons[f"{unread}.weight[0]"] == "takes no part in the forward pass"
     assert "reaches the output" in subject.reasons["decode.weight[0]"]
 
 

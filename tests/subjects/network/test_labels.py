@@ -161,7 +161,7 @@ def test_one_tensor_takes_on_labels_that_lie_at_one_place_in_memory_and_differ()
     (row,) = flow.atoms.add("weight", torch.zeros(16))
     for value in (wide, square):
         flow.mark(value, NOTHING, blank=True)
-    flow.take_on(wide, (on(row, 0, 2), on(row, 1, 2)))
+    flow.take_on(wide, (on(row, 0, 2), on(row, 0, 2).t()))
     assert [tuple(label.shape) for label in flow.labels(wide)] == [(16, 1), (1, 16)]
     for label in (row.view(4, 4), row.view(4, 4).t()):
         flow.take_on(square, (label,))
@@ -187,15 +187,19 @@ def test_ways_by_which_a_tensor_of_one_value_was_made_are_gone_once_where_labels
     assert len(flow.atoms.joins) == 37
 
 
-def test_labels_along_other_dimensions_of_a_tensor_of_one_value_are_not_joined() -> None:
+def test_labels_of_a_tensor_of_one_value_are_joined_with_those_it_had_along_the_same_dimension_alone() -> None:
     flow, mask = Flow(Atoms()), torch.zeros(4, 4)
     flow.mark(mask, NOTHING, blank=True)
-    first_row, second, third = (flow.atoms.add(name, torch.zeros(4))[0] for name in "abc")
-    flow.take_on(mask, (on(first_row, 0, 2), on(second, 1, 2)))
-    flow.take_on(mask, (on(third, 0, 2),))
+    first_row, second, column, third, fourth = (flow.atoms.add(name, torch.zeros(4))[0] for name in "abcde")
+    # Two kinds of channels along one dimension are not joined.
+    flow.take_on(mask, (on(first_row, 0, 2), on(second, 0, 2), on(column, 1, 2)))
     of = flow.atoms.classes().of
-    assert (of[1:5] == of[9:13]).all()
-    assert len(set(of[1:9].tolist())) == 8
+    assert len(set(of[1:13].tolist())) == 12
+    flow.take_on(mask, (on(third, 0, 2), on(fourth, 0, 2)))
+    of = flow.atoms.classes().of
+    assert (of[1:5] == of[13:17]).all()
+    assert (of[1:5] == of[17:21]).all()
+    assert len(set(of[1:13].tolist())) == 12
 
 
 @pytest.mark.parametrize(

@@ -217,15 +217,11 @@ def couple(run: Run, kept: Mapping[int, str] | None = None, bound: Iterable[np.n
 def _find_unused(run: Run, axis: Axis, several: bool) -> np.ndarray:
     """The atoms of an axis that take no part, as positions of a table do that are beyond the inputs: these may be used.
 
-    Of an axis that no operator was seen to use, but whose tensor was, it isn't known. several: whether it is reshaped
-    into several dimensions: where a part of it is, all of it stays, for of the rest nobody knows where slices begin.
+    several: whether it is reshaped into several dimensions. Where a part of it is, all of it stays, for where slices of
+    the rest begin nobody knows.
     """
     atoms = np.arange(axis.start, axis.start + axis.size)
-    if axis.tensor not in run.used:
-        return atoms
     unused = atoms[~run.reached[atoms]]
-    if len(unused) == len(atoms):
-        return atoms[:0]
     return atoms if several and len(unused) else unused
 
 

@@ -127,8 +127,7 @@ def apply(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: 
         flow.mark(value, own, blank=one and not inplace)
     if inplace and results and flow.blank(results[0]):
         flow.mark(results[0], flow.labels(results[0]), blank=False)
-    alone = len(tensors) == 1 and base not in _PASSING
-    flow.lose(entered, results, LEFT_OUT if base in _TAKING else REDUCED if alone else CONSUMED)
+    flow.lose(entered, results, LEFT_OUT if base in _TAKING else REDUCED if len(tensors) == 1 else CONSUMED)
 
 
 def _is_row(value: object) -> bool:
