@@ -202,25 +202,34 @@ def test_labels_of_a_tensor_of_one_value_are_joined_with_those_it_had_along_the_
     assert len(set(of[1:13].tolist())) == 12
 
 
+WHOLE, FIRST, LAST = slice(0, 4), slice(0, 2), slice(2, 4)
+
+
 @pytest.mark.parametrize(
-    ("hows", "used"),
+    ("events", "used"),
     [
-        ([CONSUMED], True),
-        ([REDUCED], True),
-        ([LEFT_OUT], False),
-        ([REDUCED, LEFT_OUT], False),
-        ([LEFT_OUT, REDUCED, CONSUMED], True),
-        ([], False),
+        ([], ""),
+        ([(CONSUMED, WHOLE)], "0123"),
+        ([(REDUCED, WHOLE)], "0123"),
+        ([(LEFT_OUT, LAST)], ""),
+        ([(LEFT_OUT, LAST), (CONSUMED, FIRST)], "01"),
+        ([(LEFT_OUT, LAST), (REDUCED, WHOLE), (CONSUMED, FIRST)], "01"),
+        ([(REDUCED, WHOLE), (LEFT_OUT, LAST), (REDUCED, FIRST)], "01"),
+        ([(LEFT_OUT, LAST), (REDUCED, WHOLE), (CONSUMED, FIRST), (CONSUMED, WHOLE)], "0123"),
+        # A part was looked at only.
+        ([(LEFT_OUT, LAST), (REDUCED, WHOLE)], "0123"),
+        # Each part is reduced by itself.
+        ([(LEFT_OUT, LAST), (REDUCED, FIRST), (LEFT_OUT, FIRST), (REDUCED, LAST)], "0123"),
     ],
 )
-def test_what_is_used(hows: list[int], used: bool) -> None:
+def test_what_is_used(events: list[tuple[int, slice]], used: str) -> None:
     flow, (row,), result = Flow(atoms := Atoms()), atoms.add("a", torch.zeros(4)), torch.zeros(4)
-    for how in hows:
-        flow.lose([row], [], how)
-    assert flow.list_reached()[1:].tolist() == [used] * 4
+    for how, some in events:
+        flow.lose([row[some]], [], how)
     flow.mark(result, (row,))
-    flow.lose([row], [result], CONSUMED)
-    assert flow.list_reached()[1:].tolist() == [used] * 4, "a result carries it on"
+    for how in (CONSUMED, REDUCED):
+        flow.lose([row[WHOLE]], [result], how)  # which carries it on
+    assert "".join(str(one) for one in np.flatnonzero(flow.list_reached()[1:])) == used
 
 
 def test_of_a_label_that_goes_on_in_part_the_rest_was_joined_and_not_reduced() -> None:

@@ -303,6 +303,8 @@ class Flow:
         """Labels that were carried on by the batch of a product alone: heads of an attention."""
         self.parts: list[Tensor] = []
         """Labels [parts, n] of equal parts of a matrix, all of which are used where one is: nothing else reads them."""
+        self._reduced: list[np.ndarray] = []
+        """Atoms that were reduced together."""
 
     # ------------------------------------------------------------------------------------------ labels on tensors
 
@@ -323,7 +325,7 @@ class Flow:
 
     @cached_property
     def _uses(self) -> np.ndarray:
-        """Bits [atoms] of what became of them, see `CONSUMED`."""
+        """`CONSUMED` and `LEFT_OUT`, as bits [atoms]."""
         return np.zeros(self.atoms.count, np.uint8)
 
     @cached_property
@@ -343,8 +345,11 @@ class Flow:
             self._carried[label.numpy()] = True
         for atoms in lost:
             gone = atoms[~self._carried[atoms]]
-            # Of a label that goes on in part, the rest was joined with that part, and is no number.
-            self._uses[gone] |= CONSUMED if how == REDUCED and gone.size < atoms.size else how
+            if how == REDUCED and gone.size == atoms.size:
+                self._reduced.append(gone)
+            else:
+                # Of a label that goes on in part, the rest was joined with that part, and is no number.
+                self._uses[gone] |= how & LEFT_OUT or CONSUMED
         for label in carried.values():
             self._carried[label.numpy()] = False
 
@@ -353,7 +358,9 @@ class Flow:
 
         Nor are they where the whole table is reduced to a number, such as its mean, beside the part that is taken.
         """
-        result: np.ndarray = (self._uses & CONSUMED > 0) | (self._uses & (REDUCED | LEFT_OUT) == REDUCED)
+        left, result = self._uses & LEFT_OUT > 0, self._uses & CONSUMED > 0
+        for atoms in sorted(self._reduced, key=np.size):  # parts before the whole
+            result[atoms[~left[atoms]] if result[atoms].any() else atoms] = True
         for parts in self.parts:
             result[parts.numpy()] |= result[parts.numpy()].any(axis=0)
         return result
