@@ -366,6 +366,11 @@ def test_sites_are_named_by_what_makes_them_where_weights_are_stored_by_input() 
     ]  # fmt: skip
 
 
+def _quantise(table: torch.Tensor) -> torch.Tensor:
+    scale = table.abs().max() / 127
+    return (table / scale).round() * scale
+
+
 class Positions(nn.Module):
     """A table of positions, of which an example of a shorter text uses the first rows."""
 
@@ -374,6 +379,7 @@ class Positions(nn.Module):
         self.take, self.embed, self.out = take, nn.Linear(7, 24), nn.Linear(24, 3)
         self.table = nn.Parameter(torch.randn(32, 24))
         self.weights, self.norm, self.project = nn.Embedding(32, 24), nn.LayerNorm(24), nn.Linear(24, 24)
+        self.time = nn.Linear(7, 24)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         length = x.shape[1]
@@ -389,6 +395,15 @@ class Positions(nn.Module):
             "normed": lambda: self.norm(self.table)[:length],
             "projected": lambda: self.project(self.table).relu()[:length],
             "joined": lambda: torch.cat([self.table[1:], self.table[:1]])[:length],
+            "centred": lambda: (self.table - self.table.mean(0))[:length],
+            "normalised": lambda: nn.functional.normalize(self.table, dim=0)[:length],
+            "divided": lambda: (self.table / self.table.norm())[:length],
+            "deviation": lambda: (self.table / self.table.std())[:length],
+            "quantised": lambda: _quantise(self.table)[:length],
+            "beside": lambda: self.table[:length] - self.table.mean(0),
+            "times": lambda: (self.table * x.mean())[:length],
+            "plus": lambda: (self.table + self.time(x[:, :1]))[:, :length],
+            "padded": lambda: nn.functional.pad(self.table * 2, (0, 0, 0, length - len(self.table))),
         }[self.take]()
         out: torch.Tensor = self.out((self.embed(x) + rows).relu())
         return out
@@ -396,7 +411,10 @@ class Positions(nn.Module):
 
 @pytest.mark.parametrize(
     "take",
-    ["slice", "narrow", "weight", "index", "row", "heads", "scaled", "summed", "normed", "projected", "joined"],
+    [
+        *("slice", "narrow", "weight", "index", "row", "heads", "scaled", "summed", "normed", "projected", "joined"),
+        *("centred", "normalised", "divided", "deviation", "quantised", "beside", "times", "plus", "padded"),
+    ],
 )
 def test_rows_of_a_table_that_the_example_does_not_reach_stay(take: str) -> None:
     """They went by their scores, and longer texts were given the positions of others."""
@@ -414,8 +432,9 @@ def test_queries_and_keys_go_in_step_though_values_alone_are_used() -> None:
             self.embed, self.attention, self.out = nn.Linear(6, 16), nn.MultiheadAttention(16, 2), nn.Linear(16, 3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            weight = self.attention.in_proj_weight[-self.attention.embed_dim :]
-            h = self.attention.out_proj(nn.functional.linear(self.embed(x), weight))
+            given = self.attention.in_proj_weight, self.attention.in_proj_bias
+            weight, bias = (one[-self.attention.embed_dim :] for one in given)
+            h = self.attention.out_proj(nn.functional.linear(self.embed(x), weight, bias))
             out: torch.Tensor = self.out(h.relu())
             return out
 
@@ -423,19 +442,69 @@ def test_queries_and_keys_go_in_step_though_values_alone_are_used() -> None:
     keep = {site: np.arange(len(one.classes)) % 2 == 0 for site, one in subject.coupling.sites.items()}
     small = subject.cut(Selection(keep))[0].model
     assert small.get_parameter("attention.in_proj_weight").shape == (24, 8)
+    assert small.get_parameter("attention.in_proj_bias").shape == (24,)
+    axes = {(axis.tensor, axis.dim): count for axis, count in subject.coupling.sites["attention.channels"].axes}
+    assert axes["attention.in_proj_weight", 0] == axes["attention.in_proj_bias", 0] == 3
+
+
+def test_of_equal_parts_those_indices_stay_that_none_of_them_uses() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.attention, self.out = nn.Linear(6, 16), nn.MultiheadAttention(16, 2), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            values = nn.functional.linear(self.embed(x), self.attention.in_proj_weight[-16:-8])
+            out: torch.Tensor = self.out(values.relu())
+            return out
+
+    sites = couple(record(Half().eval(), Example.of(torch.randn(2, 6)))).sites
+    assert {name: len(site.classes) for name, site in sites.items()} == {"embed.channels": 16, "attention.channels": 8}
+
+
+def test_a_table_in_one_row_stays_whole_where_the_example_does_not_reach_its_end() -> None:
+    """It lost numbers of the positions that the example has, and those behind them began elsewhere."""
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.inner, self.out = nn.Linear(7, 24), nn.Linear(24, 16), nn.Linear(16, 3)
+            self.flat = nn.Parameter(torch.randn(32 * 24))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.embed(x)
+            out: torch.Tensor = self.out(self.inner(h + (self.flat * 2)[: h[0].numel()].view(*h.shape[1:])).relu())
+            return out
+
+    assert list(open_traced(Flat(), torch.randn(2, 8, 7)).coupling.sites) == ["inner.channels"]
 
 
 @pytest.mark.parametrize("read", ["heads", "norms"])
-def test_parts_of_a_matrix_that_other_tasks_take_stay_with_what_reads_them(read: str) -> None:
+@pytest.mark.parametrize("taken", ["weight", "divided", "gated", "features", "slices", "view"])
+def test_parts_that_other_tasks_take_stay_with_what_reads_them(taken: str, read: str) -> None:
     class Tasks(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.embed, self.fused, self.out = nn.Linear(6, 16), nn.Parameter(torch.randn(48, 16)), nn.Linear(16, 3)
             self.heads = nn.ModuleList(nn.Linear(16, 3) for _ in range(3))
             self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(3))
+            self.gate = nn.Linear(6, 1)
 
         def forward(self, x: torch.Tensor, task: int) -> torch.Tensor:
-            h = nn.functional.linear(self.embed(x).relu(), self.fused.chunk(3)[task])
+            h, weight = self.embed(x).relu(), self.fused
+            if taken == "divided":
+                weight = weight / weight.norm()
+            elif taken == "gated":
+                weight = weight * self.gate(x).mean().sigmoid()
+            if taken in ("weight", "divided", "gated"):
+                h = nn.functional.linear(h, weight.chunk(3)[task])
+            else:
+                h = nn.functional.linear(h, weight)
+                h = {
+                    "features": lambda: h.chunk(3, -1)[task],
+                    "slices": lambda: h[:, 16 * task : 16 * task + 16],
+                    "view": lambda: h.view(-1, 3, 16)[:, task],
+                }[taken]()
             out: torch.Tensor = self.heads[task](h.relu()) if read == "heads" else self.out(self.norms[task](h))
             return out
 

@@ -101,3 +101,52 @@ def test_what_is_computed_from_parameters_is_used_where_it_meets_the_inputs() ->
     assert reached == {
         ("rows", 0): 3, ("rows", 1): 6, ("mix", 0): 6, ("mix", 1): 10, ("odd", 0): 4, ("odd", 1): 10,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_parts_of_features_that_nothing_reads_take_no_part_whoever_made_the_inputs(own: bool) -> None:
+    """They stayed only where the network made its own inputs, as of noise, for then all came of parameters."""
+
+    class Means(nn.Module):
+        """The mean of what an encoder gives; its log-variance is for training."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.encode, self.both, self.decode = nn.Linear(7, 32), nn.Linear(32, 24), nn.Linear(12, 5)
+            self.unread = nn.Linear(32, 9)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.encode(torch.randn(x.shape) if own else x).relu()
+            mean, _ = self.both(h).chunk(2, -1)
+            self.unread(h)
+            out: torch.Tensor = self.decode(mean.relu())
+            return out
+
+    subject = open_traced(Means(), torch.randn(4, 7))
+    assert {name: len(site.classes) for name, site in subject.coupling.sites.items()} == {"encode.channels": 32}
+    for unread in ("both", "unread"):
+        assert subject.reasons[f"{unread}.weight[0]"] == "takes no part in the forward pass"
+    assert "reaches the output" in subject.reasons["decode.weight[0]"]
+
+
+def test_channels_that_are_only_averaged_are_used() -> None:
+    net = nets.chain(lambda x: x.mean(-1, keepdim=True).expand(-1, 8))
+    assert record(net.eval(), Example.of(torch.randn(4, 6))).reached[1:].all()
+
+
+def test_dimensions_of_heads_are_used_where_one_operator_looks_at_them_together() -> None:
+    """Queries, keys and values are taken one by one, and the dimensions of a head go on as one."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out = nn.Linear(6, 72), nn.Linear(24, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            each = self.qkv(x).view(len(x), 3, -1, 6)
+            weights = each[:, 0].softmax(-1) * each[:, 1].softmax(-1)
+            out: torch.Tensor = self.out((weights.sum(-1, keepdim=True) * each[:, 2]).flatten(1))
+            return out
+
+    sites = open_traced(Mixed(), torch.randn(3, 6)).coupling.sites
+    assert {name: len(site.classes) for name, site in sites.items()} == {"qkv.channels": 4}

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
+import pytest
 import torch
 
 from secateur.subjects.network.labels import (
+    CONSUMED,
+    LEFT_OUT,
     NOTHING,
+    REDUCED,
     SOURCES,
     Atoms,
     Flow,
@@ -155,9 +161,92 @@ def test_one_tensor_takes_on_labels_that_lie_at_one_place_in_memory_and_differ()
     (row,) = flow.atoms.add("weight", torch.zeros(16))
     for value in (wide, square):
         flow.mark(value, NOTHING, blank=True)
-    flow.take_on(wide, (on(row, 0, 2), on(row, 1, 2)))
+    flow.take_on(wide, (on(row, 0, 2), on(row, 0, 2).t()))
     assert [tuple(label.shape) for label in flow.labels(wide)] == [(16, 1), (1, 16)]
     for label in (row.view(4, 4), row.view(4, 4).t()):
         flow.take_on(square, (label,))
     of = flow.atoms.classes().of
     assert of[2] == of[5], "what is combined with one element goes together"
+
+
+def test_ways_by_which_a_tensor_of_one_value_was_made_are_gone_once_where_labels_are_joined() -> None:
+    flow, value = Flow(Atoms()), torch.zeros(4)
+    flow.mark(value, NOTHING, blank=True)
+    for _ in range(12):
+        # Two ways lead to each, with labels that are views of one row.
+        made = [torch.zeros(4) for _ in range(3)]
+        for one, sources in zip(made, ([value], [value], made[:2]), strict=True):
+            flow.mark(one, NOTHING, blank=True)
+            one.__dict__[SOURCES] = sources
+        value = made[2]
+    rows = [*flow.atoms.add("first", torch.zeros(4)), *flow.atoms.add("second", torch.zeros(4))]
+    for row in rows:
+        flow.take_on(value, (row,))
+    of = flow.atoms.classes().of
+    assert (of[1:5] == of[5:9]).all()
+    assert len(flow.atoms.joins) == 37
+
+
+def test_labels_of_a_tensor_of_one_value_are_joined_with_those_it_had_along_the_same_dimension_alone() -> None:
+    flow, mask = Flow(Atoms()), torch.zeros(4, 4)
+    flow.mark(mask, NOTHING, blank=True)
+    first_row, second, column, third, fourth = (flow.atoms.add(name, torch.zeros(4))[0] for name in "abcde")
+    # Two kinds of channels along one dimension are not joined.
+    flow.take_on(mask, (on(first_row, 0, 2), on(second, 0, 2), on(column, 1, 2)))
+    of = flow.atoms.classes().of
+    assert len(set(of[1:13].tolist())) == 12
+    flow.take_on(mask, (on(third, 0, 2), on(fourth, 0, 2)))
+    of = flow.atoms.classes().of
+    assert (of[1:5] == of[13:17]).all()
+    assert (of[1:5] == of[17:21]).all()
+    assert len(set(of[1:13].tolist())) == 12
+
+
+WHOLE, FIRST, LAST = slice(0, 4), slice(0, 2), slice(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("events", "used"),
+    [
+        ([], ""),
+        ([(CONSUMED, WHOLE)], "0123"),
+        ([(REDUCED, WHOLE)], "0123"),
+        ([(LEFT_OUT, LAST)], ""),
+        ([(LEFT_OUT, LAST), (CONSUMED, FIRST)], "01"),
+        ([(LEFT_OUT, LAST), (REDUCED, WHOLE), (CONSUMED, FIRST)], "01"),
+        ([(REDUCED, WHOLE), (LEFT_OUT, LAST), (REDUCED, FIRST)], "01"),
+        ([(LEFT_OUT, LAST), (REDUCED, WHOLE), (CONSUMED, FIRST), (CONSUMED, WHOLE)], "0123"),
+        # A part was looked at only.
+        ([(LEFT_OUT, LAST), (REDUCED, WHOLE)], "0123"),
+        # Each part is reduced by itself.
+        ([(LEFT_OUT, LAST), (REDUCED, FIRST), (LEFT_OUT, FIRST), (REDUCED, LAST)], "0123"),
+    ],
+)
+def test_what_is_used(events: list[tuple[int, slice]], used: str) -> None:
+    flow, (row,), result = Flow(atoms := Atoms()), atoms.add("a", torch.zeros(4)), torch.zeros(4)
+    for how, some in events:
+        flow.lose([row[some]], [], how)
+    flow.mark(result, (row,))
+    for how in (CONSUMED, REDUCED):
+        flow.lose([row[WHOLE]], [result], how)  # which carries it on
+    assert "".join(str(one) for one in np.flatnonzero(flow.list_reached()[1:])) == used
+
+
+def test_of_a_label_that_goes_on_in_part_the_rest_was_joined_and_not_reduced() -> None:
+    flow, (row,), result = Flow(atoms := Atoms()), atoms.add("a", torch.zeros(4)), torch.zeros(4)
+    flow.mark(result, (row[:2],))
+    flow.lose([row], [], LEFT_OUT)
+    flow.lose([row], [result], REDUCED)
+    assert flow.list_reached()[1:].tolist() == [False, False, True, True]
+
+
+def test_to_note_what_is_lost_takes_as_long_as_the_labels_and_not_as_all_atoms() -> None:
+    """They were sorted: a network that computes a matrix of a million weights took minutes."""
+    flow, row = Flow(atoms := Atoms()), torch.arange(1, 1 << 20, dtype=torch.int32)
+    atoms.count, result = 1 << 20, torch.zeros(1)
+    flow.mark(result, (row.view(-1),))
+    before = time.process_time()
+    for _ in range(20):
+        flow.lose([row], [result], CONSUMED)
+    assert time.process_time() - before < 2, "setdiff1d takes 4 to 8 seconds"
+    assert not flow.list_reached()[1:].any()

@@ -197,8 +197,12 @@ def couple(run: Run, kept: Mapping[int, str] | None = None, bound: Iterable[np.n
     for atom, reason in (kept or {}).items():
         by_reason.setdefault(reason, []).append(atom)
     extra = [(np.array(some), reason) for reason, some in by_reason.items()]
-    unused = [(_find_unused(run, axis), "takes no part in the forward pass") for axis in atoms.axes]
     joint = {(tuple(label.shape), label.numpy().tobytes()): label for label, _ in run.flow.joint}
+    several = _axes_among(joint.values(), atoms.axes)
+    unused = [
+        (_find_unused(run, axis, at in several), "takes no part in the forward pass")
+        for at, axis in enumerate(atoms.axes)
+    ]
     while True:
         classes = atoms.classes(more, [*extra, *unused])
         stays = np.zeros(int(classes.of.max(initial=0)) + 1, bool)
@@ -210,16 +214,15 @@ def couple(run: Run, kept: Mapping[int, str] | None = None, bound: Iterable[np.n
     return Coupling(tuple(atoms.axes), classes, _sites(run, classes, stays), _reasons(atoms.axes, classes, stays))
 
 
-def _find_unused(run: Run, axis: Axis) -> np.ndarray:
+def _find_unused(run: Run, axis: Axis, several: bool) -> np.ndarray:
     """The atoms of an axis that take no part, as positions of a table do that are beyond the inputs: these may be used.
 
-    Of an axis that no operator was seen to use, but whose tensor was, it isn't known.
+    several: whether it is reshaped into several dimensions. Where a part of it is, all of it stays, for where slices of
+    the rest begin nobody knows.
     """
     atoms = np.arange(axis.start, axis.start + axis.size)
-    if axis.tensor not in run.used:
-        return atoms
-    reached = run.reached[atoms]
-    return atoms[~reached] if reached.any() else atoms[:0]
+    unused = atoms[~run.reached[atoms]]
+    return atoms if several and len(unused) else unused
 
 
 def _tie(label: np.ndarray, of: np.ndarray, stays: np.ndarray) -> np.ndarray | None:

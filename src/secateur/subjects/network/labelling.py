@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from secateur.subjects.network.labels import NOTHING, SOURCES, Flow
+from secateur.subjects.network.labels import CONSUMED, LEFT_OUT, NOTHING, REDUCED, SOURCES, Flow
 from secateur.subjects.network.operators import (
     Arguments,
     Call,
@@ -37,6 +37,12 @@ _PASSING = names(
 ).union(MOVES, SAME)
 """Operators through which a single index that was picked out may pass; at any other it must stay."""
 
+_TAKING = names(
+    "slice narrow select split split_with_sizes unbind chunk unsafe_split unsafe_chunk slice_copy split_copy "
+    "split_with_sizes_copy unbind_copy diagonal unfold constant_pad_nd"
+)
+"""Operators that take a part of a tensor and leave the rest out; padding by less than nothing does, too."""
+
 _LINEAR = names("mm addmm linear convolution _convolution")
 
 _BASE = "_secateur_base"
@@ -61,11 +67,11 @@ def _facts(func: OpOverload) -> _Facts:
     return _Facts(name, base, pointwise)
 
 
-def apply(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: object, computed: bool = False) -> None:
-    """Label what an operator returned, and note which labels the network uses: those that do more than move.
+def apply(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: object) -> None:
+    """Label what an operator returned, and note what becomes of labels that it does not carry on.
 
-    computed: whether the result comes of parameters alone. Of a table that is scaled before a part of it is taken, the
-    network uses that part: what such a result carries on is used where it meets the inputs.
+    Of a table that is scaled before a part of it is taken, the network uses that part; so what an operator carries on
+    is used only where a later one does not.
     """
     facts = _FACTS.get(id(func))
     if facts is None:
@@ -99,17 +105,12 @@ def apply(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: 
         return
     flow.operator = name
     results = results_of(out)
-    entered: list[Tensor] = []
-    if base not in _PASSING:
-        for value in tensors:
-            if computed and rule is not None:
-                entered += flow.labels(value)
-            else:
-                flow.reach(value)
+    entered = [label for value in tensors for label in flow.labels(value)]
     if rule is None:
         flow.keep_inputs(tensors, RECURRENT if base in _RECURRENT else f"{name} is not known to the analysis")
         for value in results:
             flow.mark(value, NOTHING)
+        flow.lose(entered, results, CONSUMED)
         return
     if base not in _PASSING:
         for value in tensors:
@@ -126,8 +127,7 @@ def apply(flow: Flow, func: OpOverload, args: Arguments, kwargs: Keywords, out: 
         flow.mark(value, own, blank=one and not inplace)
     if inplace and results and flow.blank(results[0]):
         flow.mark(results[0], flow.labels(results[0]), blank=False)
-    if entered:
-        flow.reach_lost(entered, results)
+    flow.lose(entered, results, LEFT_OUT if base in _TAKING else REDUCED if len(tensors) == 1 else CONSUMED)
 
 
 def _is_row(value: object) -> bool:

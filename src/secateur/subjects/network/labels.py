@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -25,7 +25,10 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 __all__ = [
+    "CONSUMED",
+    "LEFT_OUT",
     "NOTHING",
+    "REDUCED",
     "SOURCES",
     "Atoms",
     "Axis",
@@ -48,6 +51,10 @@ __all__ = [
 Labels = tuple[Tensor, ...]
 
 NOTHING: Labels = ()
+
+CONSUMED, REDUCED, LEFT_OUT = 1, 2, 4
+"""What becomes of atoms that enter an operator and that no result carries on: they met other tensors, as in a product;
+they were reduced to a number, as by a mean; or an operator that takes a part of a tensor did not take them."""
 
 _MARK = "_secateur_labels"
 _BLANK = "_secateur_blank"
@@ -296,8 +303,8 @@ class Flow:
         """Labels that were carried on by the batch of a product alone: heads of an attention."""
         self.parts: list[Tensor] = []
         """Labels [parts, n] of equal parts of a matrix, all of which are used where one is: nothing else reads them."""
-        self._reached: dict[int, Labels] = {}
-        """What the network uses, see `labelling.apply`, by its identity."""
+        self._reduced: list[np.ndarray] = []
+        """Atoms that were reduced together."""
 
     # ------------------------------------------------------------------------------------------ labels on tensors
 
@@ -316,28 +323,44 @@ class Flow:
         """Whether a tensor is one value all over, made by the forward pass."""
         return getattr(value, _BLANK, False)
 
-    def reach(self, value: object) -> None:
-        """Note that the network uses a tensor, and does not only move its elements."""
-        labels = self.labels(value)
-        if labels and not self.atoms.frozen:
-            self._reached[id(labels)] = labels
+    @cached_property
+    def _uses(self) -> np.ndarray:
+        """`CONSUMED` and `LEFT_OUT`, as bits [atoms]."""
+        return np.zeros(self.atoms.count, np.uint8)
 
-    def reach_lost(self, labels: Iterable[Tensor], results: Iterable[object]) -> None:
-        """Note that the network uses those of these labels that no result carries on."""
-        none = np.zeros(0, np.int32)
-        entered, carried = (
-            np.concatenate([none, *(label.numpy().reshape(-1) for label in some)])
-            for some in (labels, (label for value in results for label in self.labels(value)))
-        )
-        lost = (torch.from_numpy(np.setdiff1d(entered, carried)),)
-        self._reached[id(lost)] = lost
+    @cached_property
+    def _carried(self) -> np.ndarray:
+        """Booleans [atoms], False between calls: to sort labels takes far longer than to look atoms up."""
+        return np.zeros(self.atoms.count, bool)
+
+    def lose(self, entered: Iterable[Tensor], results: Iterable[object], how: int) -> None:
+        """Note what becomes of those of these labels that no result carries on."""
+        if self.atoms.frozen:
+            return
+        carried = {id(label): label for value in results for label in self.labels(value)}
+        lost = [label.numpy() for label in entered if id(label) not in carried]
+        if not lost:
+            return
+        for label in carried.values():
+            self._carried[label.numpy()] = True
+        for atoms in lost:
+            gone = atoms[~self._carried[atoms]]
+            if how == REDUCED and gone.size == atoms.size:
+                self._reduced.append(gone)
+            else:
+                # Of a label that goes on in part, the rest was joined with that part, and is no number.
+                self._uses[gone] |= how & LEFT_OUT or CONSUMED
+        for label in carried.values():
+            self._carried[label.numpy()] = False
 
     def list_reached(self) -> np.ndarray:
-        """Booleans [atoms]: what an operator uses. Of a table of positions, those beyond the inputs are not there."""
-        result = np.zeros(self.atoms.count, bool)
-        for labels in self._reached.values():
-            for label in labels:
-                result[label.numpy()] = True
+        """Booleans [atoms]: what the network uses. Of a table of positions, those beyond the inputs are not there.
+
+        Nor are they where the whole table is reduced to a number, such as its mean, beside the part that is taken.
+        """
+        left, result = self._uses & LEFT_OUT > 0, self._uses & CONSUMED > 0
+        for atoms in sorted(self._reduced, key=np.size):  # parts before the whole
+            result[atoms[~left[atoms]] if result[atoms].any() else atoms] = True
         for parts in self.parts:
             result[parts.numpy()] |= result[parts.numpy()].any(axis=0)
         return result
@@ -357,7 +380,7 @@ class Flow:
     def _take_label(self, value: object, label: Tensor, fresh: set[int]) -> Tensor | None:
         """Let a tensor of one value have one more label: that label in its dimensions.
 
-        None where it does not fit, or was there. fresh: ids of the labels that are new, among which nothing is joined.
+        None where it does not fit. fresh: ids of the labels that are new, among which nothing is joined.
         """
         if not (isinstance(value, Tensor) and self.blank(value)):
             return None
@@ -366,8 +389,6 @@ class Flow:
         if not dims or min(dims) < 0 or any(value.shape[dim] != label.shape[dim + lead] for dim in dims):
             return None
         mine = label.reshape(label.shape[lead:])
-        if any(_memory(other) == _memory(mine) for other in own):
-            return None
         if dims <= wide(tuple(value.shape)).difference(*(varying(one) for one in own)):
             fresh.add(id(mine))
             self.mark(value, (*own, mine), blank=True)
@@ -559,8 +580,7 @@ _Memory = tuple[int, torch.Size, tuple[int, ...]]
 
 def _memory(label: Tensor) -> _Memory:
     """What tells labels apart that may be views of one row, along several dimensions."""
-    steps = tuple(stride for size, stride in zip(label.shape, label.stride(), strict=True) if size > 1)
-    return label.data_ptr(), label.shape, steps
+    return label.data_ptr(), label.shape, label.stride()
 
 
 def _components(items: list[tuple[int, Tensor]]) -> list[list[tuple[int, Tensor]]]:

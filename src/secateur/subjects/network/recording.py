@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from secateur._utils import devices
 from secateur._utils.outputs import leaves
 from secateur.subjects.network import flops, labelling, silencing
-from secateur.subjects.network.labels import Atoms, Flow, Labels
+from secateur.subjects.network.labels import CONSUMED, LEFT_OUT, Atoms, Flow, Labels
 from secateur.subjects.network.operators import Arguments, EagerMode, Keywords, name_of
 from secateur.subjects.network.rules import RECURRENT
 
@@ -227,7 +227,7 @@ def record(
         mode.settle(output)
         flow.where, flow.operator = "", "output"
         for value in leaves(output)[0]:
-            flow.reach(value)
+            flow.lose(flow.labels(value), (), CONSUMED)
             atoms.keep(flow.labels(value), "reaches the output of the network")
         return output
 
@@ -376,7 +376,7 @@ class _Recorder(EagerMode):
             self.products += flops.products(self.flow, func, args, kwargs, out)
             if live and func.overloadpacket.__name__ in ("_local_scalar_dense", "is_nonzero", "equal"):
                 (self.reads if live & _PARAMETERS else self.looks).append(self.flow.where)
-            labelling.apply(self.flow, shown, given, kwargs, out, computed=live == _PARAMETERS)
+            labelling.apply(self.flow, shown, given, kwargs, out)
             self._give(out, live)
             return out
         moves = shown is not func  # in place: zeros move along, and a parameter is no other tensor
@@ -430,14 +430,16 @@ class _Recorder(EagerMode):
                     self._unused[id(one)] = (labels, self.flow.reason("leaves what is recorded"))
 
     def settle(self, output: object) -> None:
-        """Where numbers came in from outside, they may be those of labelled tensors that no operator took: keep them.
+        """Results that no operator took are left out, such as parts of a tensor that are for other tasks.
 
-        What NumPy or another library does in between, nobody sees.
+        Where numbers came in from outside, they may be those of such results: keep them. What NumPy or another library
+        does in between, nobody sees.
         """
         for one in (*leaves(output)[0], *leaves(output)[1]):
             self._unused.pop(id(one), None)
-        if self.foreign:
-            for labels, reason in (*self._lost, *self._unused.values()):
+        for labels, reason in (*self._lost, *self._unused.values()):
+            self.flow.lose(labels, (), LEFT_OUT)
+            if self.foreign:
                 self.flow.atoms.keep(labels, reason)
 
 
