@@ -512,6 +512,16 @@ def test_a_scale_of_embeddings_in_bfloat16_is_folded_as_it_is() -> None:
     assert find_change(subject, {"channels": np.arange(32) < 24}) < 1e-5
 
 
+def assert_cut_as_silenced(subject: Transformer, keep: Selection, folder: Path) -> None:
+    """As it is cut, and as it opens again."""
+    small, batch = subject.cut(keep)[0], subject.example(2, 6)
+    small.save(folder)
+    with torch.no_grad():
+        found, *others = (one.forward(batch).prediction for one in (small, subject.silence(keep), open_subject(folder)))
+    for other in others:
+        torch.testing.assert_close(found, other)
+
+
 @pytest.mark.parametrize(("heads", "channels", "left"), [(4, 64, 56), (4, 64, 32), (4, 64, 50), (16, 128, 120)])
 def test_channels_go_where_heads_stay_that_the_class_makes_by_their_number(
     heads: int, channels: int, left: int, tmp_path: Path
@@ -524,14 +534,7 @@ def test_channels_go_where_heads_stay_that_the_class_makes_by_their_number(
     assert "heads" in subject.family.whole
     assert "channels" not in subject.family.whole
     keep = Selection({"channels": np.arange(channels) < left})
-    small, batch = subject.cut(keep)[0], subject.example(2, 6)
-    small.save(tmp_path)
-    with torch.no_grad():
-        found, *others = (
-            one.forward(batch).prediction for one in (small, subject.silence(keep), open_subject(tmp_path))
-        )
-    for other in others:
-        torch.testing.assert_close(found, other)
+    assert_cut_as_silenced(subject, keep, tmp_path)
 
 
 def test_convolutions_of_an_attention_have_a_group_for_each_head_that_is_left(tmp_path: Path) -> None:
@@ -540,14 +543,7 @@ def test_convolutions_of_an_attention_have_a_group_for_each_head_that_is_left(tm
     config = transformers.NystromformerConfig(**SMALL, max_position_embeddings=64)
     subject = open_subject(transformers.NystromformerForMaskedLM(config).eval())
     keep = Selection({"channels": np.arange(32) < 30, "layers.1.heads": np.arange(4) % 2 == 1})
-    small, batch = subject.cut(keep)[0], subject.example(2, 6)
-    small.save(tmp_path)
-    with torch.no_grad():
-        found, *others = (
-            one.forward(batch).prediction for one in (small, subject.silence(keep), open_subject(tmp_path))
-        )
-    for other in others:
-        torch.testing.assert_close(found, other)
+    assert_cut_as_silenced(subject, keep, tmp_path)
 
 
 def test_what_is_cut_beside_what_failed_is_tried_with_that_whole(monkeypatch: pytest.MonkeyPatch) -> None:
