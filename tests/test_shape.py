@@ -297,6 +297,8 @@ def test_nothing_is_unpickled_or_evaluated() -> None:
             assert keywords.get("trust_remote_code") != "True", f"{where} runs a model's code unasked"
             assert keywords.get("shell") != "True", f"{where} hands a line to a shell"
             assert keywords.get("allow_pickle") != "True", f"{where} unpickles"
+            if called.endswith(".from_pretrained") and {"use_safetensors", "output_loading_info"} & keywords.keys():
+                assert keywords.get("use_kernels") == "False", f"{where} fetches compiled code from a hub unasked"
             if called == "torch.load":
                 assert keywords.get("weights_only") == "True", f"{where} unpickles: torch.load needs weights_only=True"
 

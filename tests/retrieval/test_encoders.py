@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 import tiny
 from secateur._utils import tokenizers
@@ -37,6 +38,13 @@ def test_an_encoder_by_name_as_a_model_and_as_a_function(folder):
     assert again.args[0] is embed.args[0]  # opened once
     assert np.array_equal(encoders.encoder(embed.args[0])(texts), found)
     assert encoders.encoder(len) is len
+
+
+def test_no_compiled_code_is_fetched_for_the_layers_of_an_encoder(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(PreTrainedModel, "set_use_kernels", lambda self, use, *given: asked.append(use))
+    encoders._open_checkpoint.__wrapped__(str(folder), "cpu", "")
+    assert asked == [False]
 
 
 def test_an_encoder_is_held_where_it_is_wanted(folder, monkeypatch):

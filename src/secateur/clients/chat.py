@@ -356,7 +356,9 @@ def _open_checkpoint(name: str, device: str) -> Local:
     from secateur._utils.modes import move_to_device
 
     with opening("language model", name):
-        model = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, use_safetensors=True, use_kernels=False, trust_remote_code=False
+        )
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     move_to_device(model, device)
     return Local(model.eval(), tokenizer)

@@ -301,7 +301,7 @@ def _open_checkpoint(name: str, device: str, precision: str) -> Encoder:
         raise MissingExtraError("an embedder needs sentence-transformers: pip install 'secateur[embed]'") from error
     from secateur._utils.modes import move_to_device  # torch, which functions need not have loaded
 
-    weights = {"use_safetensors": True, **({"dtype": precision} if precision else {})}
+    weights = {"use_safetensors": True, "use_kernels": False, **({"dtype": precision} if precision else {})}
     with opening("embedder", name):
         found = SentenceTransformer(name, device="cpu", trust_remote_code=False, model_kwargs=weights)
     move_to_device(found, device)

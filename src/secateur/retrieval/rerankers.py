@@ -436,7 +436,7 @@ def _open_classifier(name: str, config: Mapping[str, object]) -> tuple[PreTraine
     classifies = isinstance(kinds, list) and any("SequenceClassification" in str(kind) for kind in kinds)
     with published.building(f"{name}/config.json"):
         model, told = AutoModelForSequenceClassification.from_pretrained(
-            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+            name, use_safetensors=True, use_kernels=False, trust_remote_code=False, output_loading_info=True,
             ignore_mismatched_sizes=True, **({} if classifies else {"num_labels": 1}),
         )  # fmt: skip
     published.check_shapes(name, told["mismatched_keys"])
@@ -459,6 +459,7 @@ def _build(name: str, found: published.Checkpoint) -> PreTrainedModel:
             None,
             config=found.config,
             state_dict=found.tensors,
+            use_kernels=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )

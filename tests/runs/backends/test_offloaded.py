@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 import secateur
@@ -43,6 +44,15 @@ def test_it_is_told_by_the_same_hash_and_looked_at_block_by_block(pair: tuple[Tr
     found = backend.matrices(subject)
     assert list(found) == list(expected)
     assert all(torch.equal(found[name], matrix) for name, matrix in expected.items())
+
+
+def test_another_version_of_transformers_knows_the_model_again(
+    pair: tuple[Transformer, Transformer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, away = pair
+    before = Language().digest(whole)
+    monkeypatch.setattr(transformers.configuration_utils, "__version__", "5.99.0")
+    assert Language().digest(whole) == of_source(away).digest(away) == before
 
 
 def test_a_run_leaves_a_folder_that_loads_with_and_without_a_device_map(

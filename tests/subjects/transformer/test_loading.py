@@ -40,6 +40,15 @@ def test_no_bars_of_transformers_on_a_short_load_or_save(folder, tmp_path, capfd
             transformers.utils.logging.disable_progress_bar()
 
 
+def test_no_compiled_code_is_fetched_for_its_layers(folder, tmp_path, monkeypatch):
+    """From 5.25 on transformers takes kernels from a hub unless it is told not to."""
+    asked = []
+    monkeypatch.setattr(transformers.PreTrainedModel, "set_use_kernels", lambda self, use, *given: asked.append(use))
+    open_subject(folder)
+    loading.read_any(folder)
+    assert asked == [False, False]
+
+
 def refused(source: object, kind: type[SecateurError], *words: str) -> None:
     with pytest.raises(kind) as caught:
         open_subject(source)  # type: ignore[arg-type]

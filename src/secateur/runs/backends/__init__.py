@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib
 import inspect
+import re
 import types
 import typing
 from collections import Counter
@@ -27,13 +28,14 @@ from secateur.vocabulary import Budget, Figure, Subject, Units
 
 if TYPE_CHECKING:  # torch takes seconds, and pages are cut without it
     from torch import Tensor, nn
+    from transformers import PretrainedConfig
 
     from secateur.measure.latency import Environment
 
 __all__ = [
     "AnyBackend", "Backend", "Data", "Row", "Source", "axes_of", "check_source", "commonest_share",
-    "hash_model", "is_network", "name_source", "note_rows", "of_folder", "of_part", "of_recipe", "of_source",
-    "of_subject", "resolve",
+    "describe_config", "hash_model", "is_network", "name_source", "note_rows", "of_folder", "of_part", "of_recipe",
+    "of_source", "of_subject", "resolve",
     "works_by_blocks",
 ]  # fmt: skip
 
@@ -391,6 +393,15 @@ def note_rows(backend: AnyBackend, asked: int | None, environment: Environment) 
     """A note where `Backend.environment` has another batch than was asked for, or than is its default."""
     asked, rows = asked or backend.batch, environment.batch
     return [] if rows == asked else [f"measured on {rows} rows, as the example inputs have, for {asked} don't fit them"]
+
+
+def describe_config(config: PretrainedConfig) -> str:
+    """A configuration as JSON for `hash_model`, the same whichever version of transformers writes it.
+
+    Each writes its own number beside what it knows of the model. The number that secateur 0.1.0 found stands for all:
+    what that began goes on.
+    """
+    return re.sub(r'(?<="transformers_version": )"[^"]*"', '"5.24.0"', config.to_json_string(use_diff=True))
 
 
 def hash_model(text: str, model: nn.Module) -> str:

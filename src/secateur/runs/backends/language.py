@@ -30,7 +30,7 @@ from secateur.methods.protection import read_protection
 from secateur.recover.distillation import teachers
 from secateur.recover.quantization import quantise
 from secateur.runs import keywords, memory_plan, memory_steps, places, sources
-from secateur.runs.backends import Backend, Row, axes_of, commonest_share, hash_model
+from secateur.runs.backends import Backend, Row, axes_of, commonest_share, describe_config, hash_model
 from secateur.subjects import Moe, Streamed, Transformer, open_subject
 from secateur.subjects import matrices as matrices_of
 from secateur.subjects.network import pretrained
@@ -327,7 +327,7 @@ class Language(TextBackend[Transformer]):
 
     def digest(self, subject: Transformer) -> str:
         """sha256 of the configuration and of every tensor."""
-        return hash_model(subject.model.config.to_json_string(use_diff=True), subject.model)
+        return hash_model(describe_config(subject.model.config), subject.model)
 
     def forward(self, subject: Transformer, batch: Batch) -> Output:
         """What is timed."""

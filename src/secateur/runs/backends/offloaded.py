@@ -13,7 +13,7 @@ from secateur._utils import devices
 from secateur._utils.batches import Batch
 from secateur.errors import UnsupportedError
 from secateur.measure import latency
-from secateur.runs.backends import Row
+from secateur.runs.backends import Row, describe_config
 from secateur.runs.backends.language import Language
 from secateur.runs.backends.streamed import Matrices
 from secateur.subjects import Transformer
@@ -30,7 +30,7 @@ class OffloadedLanguage(Language):
         """That of the same model in memory, of tensors that are read one by one."""
         if not isinstance(subject, Offloaded):
             return super().digest(subject)
-        digest = hashlib.sha256(subject.model.config.to_json_string(use_diff=True).encode())
+        digest = hashlib.sha256(describe_config(subject.model.config).encode())
         weights = subject.weights()
         for name in sorted(weights):
             digest.update(name.encode())

@@ -18,7 +18,7 @@ from secateur._utils.modes import find_place
 from secateur.data import texts
 from secateur.errors import DataError, InputError, MeasurementError
 from secateur.measure import latency, loyalty, quality, size, sparsity
-from secateur.runs.backends import Row
+from secateur.runs.backends import Row, describe_config
 from secateur.runs.backends.language import TOKENS, TextBackend, check_tokens, held_batches, per_batch
 from secateur.subjects import Streamed, open_streamed
 from secateur.subjects.matrices import matrices as matrices_of
@@ -76,7 +76,7 @@ class OnDisk(TextBackend[Streamed]):
 
     def digest(self, subject: Streamed) -> str:
         """sha256 of the configuration and of the files of the weights."""
-        digest = hashlib.sha256(subject.model.config.to_json_string(use_diff=True).encode())
+        digest = hashlib.sha256(describe_config(subject.model.config).encode())
         for path in sorted(set(subject.files().values())):
             digest.update(path.name.encode())
             with path.open("rb") as file:

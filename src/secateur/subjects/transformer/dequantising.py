@@ -197,7 +197,7 @@ def read_gguf(
         more = {} if dtype is None else {"dtype": dtype}
         config = _read_config(file)
         model, report = AutoModelForCausalLM.from_pretrained(
-            file.parent, config=config, gguf_file=file.name, output_loading_info=True, **more
+            file.parent, config=config, gguf_file=file.name, use_kernels=False, output_loading_info=True, **more
         )
         if missing := sorted(report["missing_keys"]):  # which transformers draws at random
             raise ValueError(f"{len(missing)} weights of {type(model).__name__} are not in it, such as {missing[0]}")

@@ -374,7 +374,9 @@ def read_any(source: str | Path) -> PreTrainedModel:
     else:
         kind = reshaped.choose_class(kind, config)
     try:
-        model, report = kind.from_pretrained(root, config=config, use_safetensors=True, output_loading_info=True)
+        model, report = kind.from_pretrained(
+            root, config=config, use_safetensors=True, use_kernels=False, output_loading_info=True
+        )
     except Exception as error:
         raise ModelError(f"the weights of {root} can't be loaded as {kind.__name__} ({_line(error)})") from error
     if report["missing_keys"]:
@@ -542,7 +544,7 @@ def _read(
         kind = saving.architecture(named, config, family)
         with saving.quiet_progress(sum(path.stat().st_size for path in place.glob("*.safetensors"))):
             model, report = kind.from_pretrained(
-                source, config=config, use_safetensors=True, output_loading_info=True, **options
+                source, config=config, use_safetensors=True, use_kernels=False, output_loading_info=True, **options
             )
     except Exception as error:
         raise ModelError(f"the weights of {place} can't be loaded as {named.__name__} ({_line(error)})") from error
