@@ -329,7 +329,7 @@ def test_quality_is_measured_on_held_out_data_of_ones_own(place: Path, capsys: p
 BAD = {
     "net.py:build --input 2x1x8x8 --held-out data.npz --budget channels=50%": "beside the data: give data, too",
     "net.py:build --data data.npz --held-out bare.npz --budget channels=50%": "bare.npz has no classes to measure",
-    "llama --budget channels=50%": "'llama' names none: give a function that builds one",
+    "llama --budget channels=50%": "'llama' is no folder here, and the Hub gave no model",
     "net.py:build --budget channels=50%": "comes without example inputs: give their shape, such as --input",
     "net.py:build --input 2x1x8x8 --budget channels=50% --score taylor": "is measured on data: give some with --data",
     "net.py:build --input 2x1x8x8 --budget channels=50% --score size": "'size' is not one of magnitude, l1,",

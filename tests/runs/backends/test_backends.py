@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -65,14 +63,16 @@ def test_a_folder_says_it_by_its_files(tmp_path):
     assert isinstance(backends.of_folder(tmp_path), Language)
 
 
-def test_a_source_of_another_family_is_refused_by_name():
+def test_a_source_of_another_family_is_refused_by_name(tmp_path):
     backends.check_source(Network(), "net.py:build", "otov3")
     backends.check_source(Language(), "some/hub-id", "ziplm")
     backends.check_source(Network(), torch.nn.Linear(2, 2), "otov3")
     with pytest.raises(InputError, match=r"ziplm works on language models, and 'net\.py:build' names none: give a fo"):
         backends.check_source(Language(), "net.py:build", "ziplm")
-    with pytest.raises(InputError, match=r"otov3 works on networks, and 'folder' names none: .*net\.py:build"):
-        backends.check_source(Network(), Path("folder"), "otov3")
+    with pytest.raises(InputError, match=r"otov3 works on networks, and there is no '.*/folder': .*net\.py:build"):
+        backends.check_source(Network(), tmp_path / "folder", "otov3")
+    with pytest.raises(InputError, match=r"otov3 works on networks, and '.*' names none: .*net\.py:build"):
+        backends.check_source(Network(), tmp_path, "otov3")
 
 
 def test_a_backend_that_is_not_there_is_refused():

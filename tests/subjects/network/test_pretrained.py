@@ -350,9 +350,10 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("empty", "names none"),
         ("st", "secateur run magnitude"),
         ("cut", "is damaged or truncated"),
-        ("./no", "names none"),
+        ("./no", "there is no './no': give a function"),
+        ("no", "'no' is no folder here, and the Hub gave no model"),
     ):
-        place = source if source.startswith(".") else str(tmp_path / source)
+        place = source if source.endswith("no") else str(tmp_path / source)
         assert cli.main(["prune", place, "--budget", "params=75%", "--out", str(tmp_path / "out")]) == 2
         said = capsys.readouterr().err
         assert words in said, said

@@ -371,6 +371,12 @@ def check_source(backend: AnyBackend, source: Source, recipe: str, part: str | N
         low_rank.refuse_adapter(Path(source))
     if isinstance(source, str | Path) and not backend.accepts(source):
         places.refuse_other(source, networks=True)
+        from secateur._utils import plugins  # which loads torch
+
+        if not (plugins.names_function(source) or Path(source).exists()):
+            raise InputError(
+                f"{recipe} works on {backend.family}, and there is no {str(source)!r}: give {backend.example}"
+            )
         raise InputError(
             f"{recipe} works on {backend.family}, and {str(source)!r} names none: give {backend.example}, or use a "
             f"recipe on {of_source(source).family} (secateur list)"

@@ -66,10 +66,15 @@ _NAMED = re.compile(r"token_(id|index)$")
 
 
 def is_pretrained(source: object) -> bool:
-    """Whether it names a folder with a config of transformers, a GGUF file that is there, or a Hub id, owner/name."""
+    """Whether it names a folder with a config of transformers, a GGUF file that is there, or a Hub id.
+
+    That is owner/name, or a name alone, as old models such as gpt2 have it.
+    """
     if not isinstance(source, str | Path) or not str(source) or plugins.names_function(source):
         return False
-    hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(source)) and not Path(source).parent.exists()
+    place = Path(source)
+    beside = place.exists() if place.name == str(source) else place.parent.exists()
+    hub = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(source)) and not beside
     return (Path(source) / "config.json").is_file() or find_gguf(source) is not None or bool(hub)
 
 
