@@ -403,6 +403,8 @@ class Positions(nn.Module):
             "beside": lambda: self.table[:length] - self.table.mean(0),
             "times": lambda: (self.table * x.mean())[:length],
             "plus": lambda: (self.table + self.time(x[:, :1]))[:, :length],
+            "task": lambda: (self.table * 2)[length],
+            "span": lambda: (self.table * 2).unfold(0, length, length)[0].T,
             "padded": lambda: nn.functional.pad(self.table * 2, (0, 0, 0, length - len(self.table))),
         }[self.take]()
         out: torch.Tensor = self.out((self.embed(x) + rows).relu())
@@ -414,6 +416,7 @@ class Positions(nn.Module):
     [
         *("slice", "narrow", "weight", "index", "row", "heads", "scaled", "summed", "normed", "projected", "joined"),
         *("centred", "normalised", "divided", "deviation", "quantised", "beside", "times", "plus", "padded"),
+        *("task", "span"),
     ],
 )
 def test_rows_of_a_table_that_the_example_does_not_reach_stay(take: str) -> None:
@@ -423,6 +426,21 @@ def test_rows_of_a_table_that_the_example_does_not_reach_stay(take: str) -> None
     half = Selection({name: np.arange(24) % 2 == 0 for name in subject.coupling.sites})
     longer = torch.randn(2, 20, 7)
     torch.testing.assert_close(subject.cut(half)[0].forward(longer), subject.silence(half).forward(longer))
+
+
+def test_channels_that_all_meet_in_a_product_go_though_a_part_of_them_is_taken_too() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.embed(x).relu()
+            out: torch.Tensor = self.out(h) * h[:, :1]
+            return out
+
+    sites = couple(record(Gated().eval(), Example.of(torch.randn(2, 6)))).sites
+    assert {name: len(site.classes) for name, site in sites.items()} == {"embed.channels": 7}
 
 
 def test_queries_and_keys_go_in_step_though_values_alone_are_used() -> None:

@@ -215,6 +215,7 @@ WHOLE, FIRST, LAST = slice(0, 4), slice(0, 2), slice(2, 4)
         ([(LEFT_OUT, LAST), (CONSUMED, FIRST)], "01"),
         ([(LEFT_OUT, LAST), (REDUCED, WHOLE), (CONSUMED, FIRST)], "01"),
         ([(REDUCED, WHOLE), (LEFT_OUT, LAST), (REDUCED, FIRST)], "01"),
+        ([(CONSUMED, FIRST), (REDUCED, WHOLE)], "0123"),
         ([(LEFT_OUT, LAST), (REDUCED, WHOLE), (CONSUMED, FIRST), (CONSUMED, WHOLE)], "0123"),
         # A part was looked at only.
         ([(LEFT_OUT, LAST), (REDUCED, WHOLE)], "0123"),
@@ -236,6 +237,7 @@ def test_of_a_label_that_goes_on_in_part_the_rest_was_joined_and_not_reduced() -
     flow, (row,), result = Flow(atoms := Atoms()), atoms.add("a", torch.zeros(4)), torch.zeros(4)
     flow.mark(result, (row[:2],))
     flow.lose([row], [], LEFT_OUT)
+    flow.lose([row[2:3]], [], CONSUMED)  # or what is reduced would be all that is known of the rest
     flow.lose([row], [result], REDUCED)
     assert flow.list_reached()[1:].tolist() == [False, False, True, True]
 

@@ -119,6 +119,25 @@ def test_a_part_and_the_whole_around_its_cut_have_the_buffers_of_what_is_loaded(
             torch.testing.assert_close(buffer, there[name], atol=0, rtol=0)
 
 
+def test_a_whole_that_was_converted_after_it_was_loaded_is_built_in_the_type_it_has(tmp_path: Path) -> None:
+    eyes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = transformers.LlavaConfig(
+        text_config=make("gptj").config, vision_config={**eyes, "image_size": 16, "patch_size": 8}, image_token_index=60
+    )
+    transformers.LlavaForConditionalGeneration(config).half().save_pretrained(tmp_path / "half")
+    whole = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "half").float()
+    small = open_part(whole, "language_model").cut(Selection({"layers": np.array([True, False, True])}))[0]
+    assert small.whole is not None
+    found = small.whole.assemble(small)
+    small.save(tmp_path / "small")
+    loaded = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path / "small")
+    there = dict(loaded.named_buffers())
+    assert loaded.dtype == torch.float32
+    assert there
+    for name, buffer in found.named_buffers():
+        torch.testing.assert_close(buffer, there[name], atol=0, rtol=0)
+
+
 def test_what_stands_for_a_norm_that_went_has_no_values_in_half_precision(tmp_path: Path) -> None:
     tiny.model("llama").half().save_pretrained(tmp_path / "whole")
     subject = open_subject(tmp_path / "whole")

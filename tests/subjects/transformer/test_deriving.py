@@ -325,10 +325,11 @@ def test_flops_of_attentions_are_those_that_are_counted(
     kind = getattr(transformers, architecture)
     config = kind.config_class(**SMALL | {"num_hidden_layers": 4} | more)
     subject = make_subject(kind(config).eval(), find_family(kind, config))
-    keep = {"layers": np.arange(4) != 1} if "layers" not in subject.layout.whole else {"ffn": np.arange(4) != 1}
-    cut = subject.cut(Selection(keep))[0]
+    sites = subject.units().sites.keys() - subject.layout.whole.keys()
+    free = [kind for kind in ("layers", "ffn", "attention") if kind in sites]
+    cut, *more_cuts = (subject.cut(Selection({kind: np.arange(4) != 1}))[0] for kind in free)
     cut.save(tmp_path)
-    for one in (subject, cut, open_subject(tmp_path)):
+    for one in (subject, cut, *more_cuts, open_subject(tmp_path)):
         found = [size.flops(one.model, one.example(1, length)) for length in (16, 32)]
         assert [one.units(length=length).cost()["flops"] for length in (16, 32)] == found
 

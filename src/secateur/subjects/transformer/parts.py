@@ -91,6 +91,9 @@ class Whole:
         data = {name: value for name, value in data.items() if name != "tie_word_embeddings"}
         data |= {} if tied is None else {"tie_word_embeddings": tied}
         setattr(config, self.setting, type(before).from_dict(data))
+        for name in config.sub_configs:  # each is built in what its own config says, the type that it was stored in
+            if isinstance(one := getattr(config, name, None), PretrainedConfig):
+                one.dtype = self.model.dtype
         own = set(self.names.values())
         state = {name: tensor for name, tensor in self.model.state_dict().items() if name not in own}
         for name, tensor in part.model.state_dict().items():
